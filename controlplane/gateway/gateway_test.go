@@ -289,7 +289,9 @@ func TestInvocationErrors(t *testing.T) {
 	}
 	for _, c := range cases {
 		f := start(t)
-		f.invoker.answer = func(context.Context, *Request, func([]byte) error) (*mayflyv1.InvokeResponse, error) { return c.resp, c.err }
+		f.invoker.answer = func(context.Context, *Request, func([]byte) error) (*mayflyv1.InvokeResponse, error) {
+			return c.resp, c.err
+		}
 		for _, path := range []string{"/fn/open", "/fn/stream"} {
 			resp, body := f.do(t, "GET", path, "")
 			if resp.StatusCode != c.status || strings.Contains(body, "secret") {

@@ -11,6 +11,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/mayfly-faas/mayfly/proto/fault"
 )
 
 const (
@@ -32,7 +36,8 @@ var ErrSigV4KeyUnknown = errors.New("unknown access key")
 var ErrSigV4KeyExpired = errors.New("expired access key")
 
 // SigV4Lookup finds the secret of an access key. It returns ErrSigV4KeyUnknown or ErrSigV4KeyExpired (wrapped or not)
-// where they apply; other errors reach Verify's caller as they are.
+// where they apply; a fault with codes.Unauthenticated means an unknown key, too. Other errors reach Verify's caller as
+// they are.
 type SigV4Lookup func(ctx context.Context, accessKeyID string) (secret string, err error)
 
 // SigV4Verifier checks AWS Signature Version 4, in the Authorization header or in the query.
@@ -118,6 +123,8 @@ func (c *sigV4Claim) lookupError(err error) error {
 		return newSigV4Error(SigV4UnknownKey, c.service, "The security token included in the request is invalid.")
 	case errors.Is(err, ErrSigV4KeyExpired):
 		return newSigV4Error(SigV4TokenExpired, c.service, "The security token included in the request is expired")
+	case fault.From(err).Code == codes.Unauthenticated:
+		return newSigV4Error(SigV4UnknownKey, c.service, "The security token included in the request is invalid.")
 	}
 	return err
 }

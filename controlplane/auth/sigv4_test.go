@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -97,6 +99,8 @@ func sigV4VerifierAt(now time.Time) *SigV4Verifier {
 			return sigV4TestSecret, nil
 		case "AKIDEXPIRED":
 			return "", ErrSigV4KeyExpired
+		case "AKIDDISABLED":
+			return "", fault.New(codes.Unauthenticated, mayflyv1.ErrorReason_ERROR_REASON_UNAUTHENTICATED, "no such key")
 		case "AKIDBROKEN":
 			return "", errors.New("disk on fire")
 		}
@@ -284,6 +288,7 @@ func TestSigV4Malformed(t *testing.T) {
 		{"other day", auth, "20261124T000203Z", SigV4Scoped, "InvalidSignatureException"},
 		{"host unsigned", strings.Replace(auth, "host;", "", 1), "", SigV4Scoped, "InvalidSignatureException"},
 		{"unknown key", strings.Replace(auth, sigV4TestID, "AKIDOTHER", 1), "", SigV4UnknownKey, "UnrecognizedClientException"},
+		{"disabled key", strings.Replace(auth, sigV4TestID, "AKIDDISABLED", 1), "", SigV4UnknownKey, "UnrecognizedClientException"},
 		{"expired key", strings.Replace(auth, sigV4TestID, "AKIDEXPIRED", 1), "", SigV4TokenExpired, "ExpiredTokenException"},
 		{"wrong", flipLast(auth), "", SigV4Mismatch, "InvalidSignatureException"},
 	}

@@ -233,9 +233,10 @@ func (a *answer) writeHeader(w http.ResponseWriter, length int, defaultType stri
 		h["Content-Type"] = []string{defaultType}
 	}
 	for _, f := range a.header {
-		if !ownedHeader(f.name) && !(cors && corsHeader(f.name)) {
-			h[f.name] = append(h[f.name], f.value)
+		if ownedHeader(f.name) || cors && corsHeader(f.name) {
+			continue
 		}
+		h[f.name] = append(h[f.name], f.value)
 	}
 	if len(a.cookies) > 0 {
 		h["Set-Cookie"] = append(h["Set-Cookie"], a.cookies...)

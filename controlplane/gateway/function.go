@@ -36,6 +36,7 @@ type statusWriter struct {
 	status int
 }
 
+// WriteHeader remembers the first status.
 func (w *statusWriter) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
@@ -68,7 +69,7 @@ func (c *call) serve() {
 	allowed := addCORS(h, c.r, c.url.GetCors())
 	switch {
 	case c.r.Method == http.MethodConnect || c.r.Method == http.MethodTrace:
-		refuse(c.w, http.StatusMethodNotAllowed, "MethodNotAllowedException", "Function URLs don't take "+c.r.Method+".")
+		refuse(c.w, http.StatusMethodNotAllowed, "MethodNotAllowedException", "Function URLs take neither CONNECT nor TRACE.")
 		return
 	case c.url.GetCors() != nil && isPreflight(c.r):
 		servePreflight(c.w, c.r, c.url.GetCors(), allowed)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -46,7 +47,9 @@ type process struct {
 	name string
 	cmd  *exec.Cmd
 	log  string
-	done chan error
+	// ended is closed once exit is set.
+	ended chan struct{}
+	exit  error
 }
 
 // startUp starts server and agent in one process.
@@ -155,16 +158,15 @@ func (c *cluster) serve(ctx context.Context, args []string) error {
 		select {
 		case <-ctx.Done():
 			return c.explain(fmt.Errorf("mayfly %s is not ready after %v: %w", args[0], startTimeout, err))
-		case exit := <-c.processes[0].done:
-			c.processes[0].done <- exit
-			return c.explain(fmt.Errorf("mayfly %s ended: %w", args[0], errors.Join(exit, err)))
+		case <-c.processes[0].ended:
+			return c.explain(fmt.Errorf("mayfly %s ended: %w", args[0], errors.Join(c.processes[0].exit, err)))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
 func (c *cluster) start(name string, args ...string) error {
-	p := &process{name: name, log: filepath.Join(c.dir, name+".log"), done: make(chan error, 1)}
+	p := &process{name: name, log: filepath.Join(c.dir, name+".log"), ended: make(chan struct{})}
 	out, err := os.Create(p.log)
 	if err != nil {
 		return fmt.Errorf("make a log: %w", err)
@@ -178,7 +180,10 @@ func (c *cluster) start(name string, args ...string) error {
 		return fmt.Errorf("start mayfly %s: %w", name, err)
 	}
 	c.processes = append(c.processes, p)
-	go func() { p.done <- p.cmd.Wait() }()
+	go func() {
+		p.exit = p.cmd.Wait()
+		close(p.ended)
+	}()
 	return nil
 }
 
@@ -263,8 +268,8 @@ func (c *cluster) stop() error {
 		return nil
 	}
 	var errs []error
-	for i := len(c.processes) - 1; i >= 0; i-- {
-		errs = append(errs, c.processes[i].stop())
+	for _, p := range slices.Backward(c.processes) {
+		errs = append(errs, p.stop())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
@@ -302,11 +307,11 @@ func mountsBelow(dir string) error {
 func (p *process) stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
-	case <-p.done:
+	case <-p.ended:
 		return nil
 	case <-time.After(stopTimeout):
 		_ = p.cmd.Process.Kill()
-		<-p.done
+		<-p.ended
 		return fmt.Errorf("mayfly %s did not end within %v and was killed", p.name, stopTimeout)
 	}
 }

@@ -7,6 +7,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -84,8 +85,8 @@ type Keys interface {
 type Config struct {
 	// Listeners are served by Run: loopback and unix ones plain, all others with TLS.
 	Listeners []net.Listener
-	// TLS is optional while all listeners are on loopback.
-	TLS        TLSConfig
+	// TLS holds the certificate; it may be nil while all listeners are on loopback.
+	TLS        *tls.Config
 	View       func() View
 	Invoker    Invoker
 	Keys       Keys
@@ -110,7 +111,7 @@ func (c *Config) validate() error {
 		return errors.New("gateway: Metrics, Registerer, Ready, Now and Logger are required")
 	}
 	for _, l := range c.Listeners {
-		if !isLoopback(l.Addr()) && !c.TLS.set() {
+		if !isLoopback(l.Addr()) && c.TLS == nil {
 			return fmt.Errorf("gateway: HTTP on %s needs a certificate, because it can be reached from other machines: "+
 				"give one, or listen on 127.0.0.1", l.Addr())
 		}
@@ -161,8 +162,8 @@ func (g *Gateway) server(base context.Context) *http.Server {
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		TLSConfig:         g.cfg.TLS.Config,
-		ErrorLog:          slog.NewLogLogger(g.cfg.Logger.Handler(), slog.LevelDebug),
+		TLSConfig:         g.cfg.TLS,
+		ErrorLog:          slog.NewLogLogger(g.cfg.Logger.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return base },
 		// OPTIONS * is answered like any path that leads nowhere.
 		DisableGeneralOptionsHandler: true,

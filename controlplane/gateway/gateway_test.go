@@ -200,6 +200,16 @@ func TestFunctionURL(t *testing.T) {
 	}
 }
 
+// A function can't write more than a header's value.
+func TestHeaderValuesStayOneLine(t *testing.T) {
+	f := start(t)
+	f.invoker.answer = reply(`{"statusCode":200,"headers":{"x-a":"1\r\nX-Evil: 1","bad name\r\nX-Evil":"1"},"cookies":["c=1\r\nX-Evil: 1"],"body":"b"}`)
+	resp, body := f.do(t, "GET", "/fn/open", "")
+	if resp.StatusCode != 200 || body != "b" || resp.Header.Get("X-Evil") != "" {
+		t.Errorf("%d %q %v", resp.StatusCode, body, resp.Header)
+	}
+}
+
 func TestFunctionURLByHost(t *testing.T) {
 	f := start(t)
 	f.do(t, "GET", "/healthz", "", "Host", "open.fn.localhost:1234")
@@ -412,7 +422,7 @@ func TestNewRefusesPlainHTTPForOthers(t *testing.T) {
 	if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("plain on all addresses: %v", err)
 	}
-	cfg.TLS = TLSConfig{&tls.Config{Certificates: []tls.Certificate{{}}}}
+	cfg.TLS = &tls.Config{Certificates: []tls.Certificate{{}}}
 	if _, err := New(cfg); err != nil {
 		t.Errorf("with a certificate: %v", err)
 	}

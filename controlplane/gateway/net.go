@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"crypto/tls"
 	"net"
 	"net/http"
 	"net/netip"
@@ -9,13 +8,6 @@ import (
 	"strings"
 	"sync"
 )
-
-// TLSConfig is the TLS configuration of listeners that aren't on loopback; the zero value has none.
-type TLSConfig struct{ *tls.Config }
-
-func (t TLSConfig) set() bool {
-	return t.Config != nil && (len(t.Certificates) > 0 || t.GetCertificate != nil || t.GetConfigForClient != nil)
-}
 
 // isLoopback tells whether only this machine can reach an address.
 func isLoopback(a net.Addr) bool {

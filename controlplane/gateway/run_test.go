@@ -126,7 +126,7 @@ func TestRunServesTLSBeyondLoopback(t *testing.T) {
 	cert := selfSigned(t)
 	plain, secure := listen(t, "127.0.0.1:0"), listen(t, "0.0.0.0:0")
 	cfg.Listeners = []net.Listener{plain, secure}
-	cfg.TLS = TLSConfig{&tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}}
+	cfg.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	g, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -124,7 +124,7 @@ func TestBenchAgainstAStub(t *testing.T) {
 	binary, log := stubBinary(t)
 	out := filepath.Join(t.TempDir(), "rows.json")
 	var stdout strings.Builder
-	args := []string{"-mayfly", binary, "-out", out, "-warmup", "10ms", "-duration", "60ms", "-rounds", "2", "-cold", "3", "-runtimes-dir", "/images"}
+	args := []string{"-mayfly", binary, "-out", out, "-warmup", "10ms", "-duration", "60ms", "-rounds", "2", "-cold", "12", "-runtimes-dir", "/images"}
 	if err := dispatch(t.Context(), "", args, nil, &stdout, io.Discard); err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func requireStubCalls(t *testing.T, log string) {
 		}
 	}
 	// The stand-in's agent keeps no state, so that there are two states to take down.
-	want := map[string]int{"up": 1, "server": 1, "agent": 1, "node": 1, "deploy": 2 + 1 + 3, "down": 2}
+	want := map[string]int{"up": 1, "server": 1, "agent": 1, "node": 1, "deploy": 2 + 1 + 12, "function": 12, "down": 2}
 	for command, n := range want {
 		if counts[command] != n {
 			t.Errorf("%s was called %d times, want %d", command, counts[command], n)

@@ -102,20 +102,37 @@ func (b *run) warm(ctx context.Context, c *cluster, callers int) (mayfly, bare s
 
 // cold calls functions that were never called before, each once, with the code on the node already.
 func (b *run) cold(ctx context.Context, c *cluster) (mayfly, bare sample, err error) {
-	var urls []string
-	for i := range b.o.cold {
-		url, err := c.deploy(ctx, fmt.Sprintf("cold-%d", i))
-		if err != nil {
-			return mayfly, bare, err
-		}
-		urls = append(urls, url)
-	}
 	bare, err = clientProcess(ctx, clientSpec{
 		URLs: []string{b.bare}, Callers: 1, Warmup: b.o.warmup, Duration: b.o.duration, Body: answerBody,
 	})
-	if err != nil {
-		return mayfly, bare, err
+	for first := 0; first < b.o.cold && err == nil; first += coldBatch {
+		var s sample
+		s, err = b.coldBatch(ctx, c, first, min(first+coldBatch, b.o.cold))
+		mayfly.add(s)
 	}
-	mayfly, err = clientProcess(ctx, clientSpec{URLs: urls, Callers: 1, Once: true, Body: answerBody})
 	return mayfly, bare, err
+}
+
+// coldBatch is how many cold functions live at once: their sandboxes stay, and must fit into memory.
+const coldBatch = 10
+
+func (b *run) coldBatch(ctx context.Context, c *cluster, from, to int) (s sample, err error) {
+	var names, urls []string
+	for i := from; i < to; i++ {
+		name := fmt.Sprintf("cold-%d", i)
+		url, err := c.deploy(ctx, name)
+		if err != nil {
+			return s, err
+		}
+		names, urls = append(names, name), append(urls, url)
+	}
+	if s, err = clientProcess(ctx, clientSpec{URLs: urls, Callers: 1, Once: true, Body: answerBody}); err != nil {
+		return s, err
+	}
+	for _, name := range names {
+		if _, err := c.mayfly(ctx, "function", "delete", name); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
 }

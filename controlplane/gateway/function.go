@@ -33,6 +33,7 @@ type call struct {
 // statusWriter remembers the status that was answered.
 type statusWriter struct {
 	http.ResponseWriter
+	r      *http.Request
 	status int
 }
 
@@ -40,15 +41,28 @@ type statusWriter struct {
 func (w *statusWriter) WriteHeader(status int) {
 	if w.status == 0 {
 		w.status = status
+		if status >= http.StatusBadRequest {
+			w.drain()
+		}
 	}
 	w.ResponseWriter.WriteHeader(status)
+}
+
+// drain takes what is left of a refused request's body, within limits: many clients send all of it before they read
+// the answer, and would see a reset connection instead. One that expects 100 Continue does not.
+func (w *statusWriter) drain() {
+	if w.r.ContentLength == 0 || w.r.ContentLength > drainLimit || w.r.Header.Get("Expect") != "" {
+		return
+	}
+	_ = http.NewResponseController(w.ResponseWriter).SetReadDeadline(time.Now().Add(drainTimeout))
+	_, _ = io.CopyN(io.Discard, w.r.Body, drainLimit)
 }
 
 // Unwrap lets http.ResponseController reach the connection.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (g *Gateway) serveFunction(w http.ResponseWriter, r *http.Request, view View, t target, query string) {
-	c := &call{g: g, w: &statusWriter{ResponseWriter: w}, r: r, view: view, target: t, query: query, start: g.cfg.Now()}
+	c := &call{g: g, w: &statusWriter{ResponseWriter: w, r: r}, r: r, view: view, target: t, query: query, start: g.cfg.Now()}
 	g.metrics.inFlight.Inc()
 	defer func() { g.metrics.served(c.w.status, g.cfg.Now().Sub(c.start)) }()
 	fn, ok := view.Function(t.namespace, t.function)

@@ -36,6 +36,8 @@ const (
 	writeTimeout  = 60 * time.Second
 	idleTimeout   = 120 * time.Second
 	maxHeader     = 32 << 10
+	drainLimit    = 64 << 20
+	drainTimeout  = 10 * time.Second
 )
 
 // View is a snapshot of the state, as far as the gateway needs it.

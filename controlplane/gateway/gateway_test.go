@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -325,25 +326,39 @@ func TestRequestLimits(t *testing.T) {
 	if resp, _ := f.do(t, "POST", "/fn/open", big, "Content-Type", "image/png"); resp.StatusCode != 413 {
 		t.Errorf("base64 beyond the limit: %d", resp.StatusCode)
 	}
-	// Announced too large: the answer comes before the body is sent.
-	r, _ := http.NewRequestWithContext(t.Context(), "POST", f.URL+"/fn/open", io.LimitReader(neverEnding{}, MaxBody+1))
-	r.ContentLength = MaxBody + 1
-	r.Header.Set("Expect", "100-continue")
-	if resp, err := f.Client().Do(r); err != nil || resp.StatusCode != 413 {
-		t.Errorf("announced: %v %v", resp, err)
-	} else {
-		resp.Body.Close()
-	}
-	// Chunked: found out while reading.
-	r, _ = http.NewRequestWithContext(t.Context(), "POST", f.URL+"/fn/open", io.LimitReader(neverEnding{}, MaxBody+4096))
-	if resp, err := f.Client().Do(r); err == nil {
+	// Announced or found out while reading: the client gets its answer though it sends everything first.
+	for _, announced := range []int64{MaxBody + 1, -1} {
+		r, _ := http.NewRequestWithContext(t.Context(), "POST", f.URL+"/fn/open", io.LimitReader(neverEnding{}, MaxBody+1))
+		r.ContentLength = announced
+		resp, err := f.Client().Do(r)
+		if err != nil {
+			t.Fatalf("announced as %d: %v", announced, err)
+		}
 		resp.Body.Close()
 		if resp.StatusCode != 413 {
-			t.Errorf("chunked: %d", resp.StatusCode)
+			t.Errorf("announced as %d: %d", announced, resp.StatusCode)
 		}
+	}
+	if resp, _ := f.do(t, "POST", "/fn/key", big); resp.StatusCode != 401 {
+		t.Errorf("large body without a key: %d", resp.StatusCode)
 	}
 	if f.invoker.count() != calls {
 		t.Error("a function was called")
+	}
+}
+
+// A client that waits for 100 Continue hears of a body that is too large before it sends any.
+func TestTooLargeIsRefusedBeforeTheBody(t *testing.T) {
+	f := start(t)
+	conn, err := net.Dial("tcp", f.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "POST /fn/open HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 6291457\r\n\r\n")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil || resp.StatusCode != 413 {
+		t.Fatalf("%v %v", resp, err)
 	}
 }
 

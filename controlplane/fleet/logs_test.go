@@ -23,10 +23,11 @@ func line(second int, text string) *mayflyv1.LogLine {
 // tell emits lines in batches of two.
 func tell(lines ...*mayflyv1.LogLine) func(context.Context, *mayflyv1.ReadLogsRequest, func(*mayflyv1.ReadLogsResponse) error) error {
 	return func(_ context.Context, q *mayflyv1.ReadLogsRequest, emit func(*mayflyv1.ReadLogsResponse) error) error {
+		newest := lines
 		if n := int(q.GetLimit()); n > 0 && n < len(lines) {
-			lines = lines[len(lines)-n:]
+			newest = lines[len(lines)-n:]
 		}
-		for batch := range slices.Chunk(lines, 2) {
+		for batch := range slices.Chunk(newest, 2) {
 			if err := emit(&mayflyv1.ReadLogsResponse{Lines: batch}); err != nil {
 				return err
 			}

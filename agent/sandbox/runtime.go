@@ -48,6 +48,9 @@ type Config struct {
 	TmpBytes int64
 }
 
+// ExitUnknown is the Code of an Exit that nobody saw.
+const ExitUnknown = -1
+
 // Exit is how a sandbox's PID 1 ended.
 type Exit struct {
 	// Code is the exit status; 128 + signal for a signal.

@@ -7,10 +7,10 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/mayfly-faas/mayfly/cli/bundle"
 	"github.com/mayfly-faas/mayfly/cli/config"
-	"github.com/mayfly-faas/mayfly/proto/fault"
 )
 
 // Exit codes, for scripts.
@@ -72,8 +72,8 @@ func ExitCode(err error) int {
 	if errors.Is(err, bundle.ErrUsage) || errors.Is(err, config.ErrNoContext) {
 		return ExitUsage
 	}
-	if code, ok := exitOf[fault.From(err).Code]; ok {
-		return code
+	if st, ok := remote(err); ok && exitOf[st.Code()] != 0 {
+		return exitOf[st.Code()]
 	}
 	return ExitError
 }
@@ -90,15 +90,23 @@ func describe(err error) string {
 	if errors.Is(err, context.Canceled) {
 		return "interrupted"
 	}
-	f := fault.From(err)
-	if f.Code == codes.Internal && f.Cause != nil {
-		// An error of the CLI's own: fault.From has only wrapped it.
+	st, ok := remote(err)
+	if !ok {
 		return err.Error()
 	}
-	if f.Code == codes.Unavailable {
-		return shortenDial(f.Message)
+	if st.Code() == codes.Unavailable {
+		return shortenDial(st.Message())
 	}
-	return f.Message
+	return st.Message()
+}
+
+// remote finds the status of a call in err; its message is that of the server, without what wrapped it here.
+func remote(err error) (*status.Status, bool) {
+	var s interface{ GRPCStatus() *status.Status }
+	if !errors.As(err, &s) {
+		return nil, false
+	}
+	return s.GRPCStatus(), true
 }
 
 // shortenDial takes the layers of gRPC off an error of the connection.
@@ -129,13 +137,16 @@ func hint(err error) string {
 	if errors.Is(err, config.ErrNoContext) {
 		return "On the machine that runs Mayfly: `mayfly context import`. Elsewhere: `mayfly context add NAME --endpoint HOST:7070 --ca FILE --access-key ID:SECRET`."
 	}
-	f := fault.From(err)
+	st, ok := remote(err)
+	if !ok {
+		return ""
+	}
 	for _, h := range hints {
-		if f.Code == codes.Unavailable && strings.Contains(f.Message, h.contains) {
+		if st.Code() == codes.Unavailable && strings.Contains(st.Message(), h.contains) {
 			return h.advice
 		}
 	}
-	switch f.Code {
+	switch st.Code() {
 	case codes.Unauthenticated:
 		return "The key is unknown, disabled or wrong: see `mayfly context show`, or ask an administrator for a key."
 	case codes.PermissionDenied:

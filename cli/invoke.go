@@ -158,6 +158,9 @@ func (a *App) invokeStream(ctx context.Context, c *client, f *invokeFlags, req *
 			if err := a.write(r.GetPayload()); err != nil {
 				return err
 			}
+			if a.terminal(a.Stdout) {
+				fmt.Fprintln(a.Stdout)
+			}
 			return a.outcome(f, req, r)
 		}
 	}

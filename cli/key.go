@@ -86,6 +86,9 @@ func (a *App) keyCreate() *cobra.Command {
 	cmd.Flags().StringVar(&saveAs, "save-as", "", "keep it as a context of this name, too")
 	must(cmd.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(roleNames, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if role == "" {
+			return usagef("--role is missing: one of %s", strings.Join(roleNames, ", "))
+		}
 		r, err := roleOf(role)
 		if err != nil {
 			return err

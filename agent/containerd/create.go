@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,9 +39,13 @@ func (r *Runtime) Create(ctx context.Context, c sandbox.Config) error {
 	if err != nil {
 		return err
 	}
+	// containerd is not left half-way: a cancelled call goes on there, out of reach of Destroy.
+	whole, stop := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer stop()
 	b.life.Lock()
-	err = r.create(ctx, b, c)
+	err = r.create(whole, b, c)
 	b.life.Unlock()
+	err = cmp.Or(err, ctx.Err())
 	if err == nil {
 		return nil
 	}
@@ -86,7 +91,7 @@ func traversable(path string) error {
 }
 
 func (r *Runtime) create(ctx context.Context, b *box, c sandbox.Config) error {
-	p, err := r.pairs.get()
+	p, err := r.pairs.pool.get()
 	if err != nil {
 		return err
 	}
@@ -117,7 +122,7 @@ func (r *Runtime) lay(c sandbox.Config, p *pair) (l layout, err error) {
 		}
 	}
 	user := int(p.uid) + sandboxUID
-	if err := r.volumes.make(tmpDir(dir), c.ID, tmpBytes(c), user); err != nil {
+	if err := r.volumes.place(tmpDir(dir), c.ID, tmpBytes(c), user); err != nil {
 		return l, err
 	}
 	if err := openSockets(c.SocketDir, user); err != nil {

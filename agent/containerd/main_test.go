@@ -88,7 +88,7 @@ func (h *host) build() error {
 func (h *host) config(name string) Config {
 	return Config{
 		StateDir: filepath.Join(h.dir, name), RunDir: filepath.Join(h.dir, name+"-run"), HelperPath: h.helper,
-		Logger: slog.New(slog.DiscardHandler), PairPoolSize: 4,
+		Logger: slog.New(slog.DiscardHandler), PoolSize: 4,
 	}
 }
 

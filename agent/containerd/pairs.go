@@ -1,17 +1,14 @@
 package containerd
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -85,81 +82,29 @@ func (u *uidRanges) release(uid uint32) {
 	delete(u.used, uid)
 }
 
-// pairPool makes pairs ahead of need.
-type pairPool struct {
+// pairs makes pairs, ahead of need where it can.
+type pairs struct {
 	helper string
 	uids   *uidRanges
-	ready  chan *pair
-	taken  chan struct{} // a place in ready may be free
+	pool   *pool[*pair]
 }
 
-func newPairPool(cfg Config, helper string) (*pairPool, error) {
+func newPairs(cfg Config, helper string) (*pairs, error) {
 	uids, err := newUIDRanges(cfg.UIDBase, cfg.InstanceID)
 	if err != nil {
 		return nil, err
 	}
-	return &pairPool{helper: helper, uids: uids, ready: make(chan *pair, max(0, cfg.PairPoolSize)), taken: make(chan struct{}, 1)}, nil
+	p := &pairs{helper: helper, uids: uids}
+	p.pool = newPool(cfg.PoolSize, p.make, p.discard)
+	return p, nil
 }
 
-// get takes a pair from the pool, or makes one.
-func (p *pairPool) get() (*pair, error) {
-	select {
-	case pr := <-p.ready:
-		select {
-		case p.taken <- struct{}{}:
-		default:
-		}
-		return pr, nil
-	default:
-		return p.make()
-	}
-}
-
-// run keeps the pool full.
-func (p *pairPool) run(ctx context.Context, log *slog.Logger) error {
-	defer p.close()
-	for {
-		wait := p.fill(ctx, log)
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-p.taken:
-		case <-wait:
-		}
-	}
-}
-
-// fill returns a channel that tells when to try again, nil if the pool is full.
-func (p *pairPool) fill(ctx context.Context, log *slog.Logger) <-chan time.Time {
-	for ctx.Err() == nil && len(p.ready) < cap(p.ready) {
-		pr, err := p.make()
-		if err != nil {
-			log.Warn("could not make namespaces ahead", slog.Any("error", err))
-			return time.After(5 * time.Second)
-		}
-		p.ready <- pr // this loop alone adds, so there is room
-	}
-	return nil
-}
-
-// close lets go of the pairs that wait.
-func (p *pairPool) close() {
-	for {
-		select {
-		case pr := <-p.ready:
-			p.discard(pr)
-		default:
-			return
-		}
-	}
-}
-
-func (p *pairPool) discard(pr *pair) {
+func (p *pairs) discard(pr *pair) {
 	pr.close()
 	p.uids.release(pr.uid)
 }
 
-func (p *pairPool) make() (*pair, error) {
+func (p *pairs) make() (*pair, error) {
 	uid, err := p.uids.take()
 	if err != nil {
 		return nil, err

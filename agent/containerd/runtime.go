@@ -50,8 +50,9 @@ type Config struct {
 	Address string
 	// RuntimeHandler is the containerd shim, by default io.containerd.runc.v2.
 	RuntimeHandler string
-	// PairPoolSize is how many pairs of namespaces wait for sandboxes, by default 8; negative: none.
-	PairPoolSize int
+	// PoolSize is how many pairs of namespaces, and volumes of 512 MiB for /tmp, wait for sandboxes, by default 8;
+	// negative: none.
+	PoolSize int
 	// UIDBase is the first host uid of the first sandbox, by default 0x70000000. Each sandbox takes 65536.
 	UIDBase uint32
 	// HelperPath is the helper's binary; empty: the embedded one.
@@ -66,7 +67,7 @@ type Runtime struct {
 	client  *client
 	daemon  *daemon // nil for an existing containerd
 	cgroups *cgroups
-	pairs   *pairPool
+	pairs   *pairs
 	volumes *volumes
 	helper  string // directory of the helper's binary, mounted into sandboxes
 	shared  string // directory of the sandboxes' directories, a shared mount
@@ -110,8 +111,8 @@ func (c *Config) complete() error {
 	if c.RuntimeHandler == "" {
 		c.RuntimeHandler = defaultHandler
 	}
-	if c.PairPoolSize == 0 {
-		c.PairPoolSize = defaultPool
+	if c.PoolSize == 0 {
+		c.PoolSize = defaultPool
 	}
 	if c.UIDBase == 0 {
 		c.UIDBase = defaultUIDBase
@@ -146,7 +147,7 @@ func (r *Runtime) prepareHelper(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	r.pairs, err = newPairPool(r.cfg, filepath.Join(r.helper, helperName))
+	r.pairs, err = newPairs(r.cfg, filepath.Join(r.helper, helperName))
 	return err
 }
 
@@ -167,14 +168,17 @@ func (r *Runtime) prepareContainerd(ctx context.Context) (err error) {
 }
 
 func (r *Runtime) prepareVolumes(context.Context) (err error) {
-	r.volumes, err = openVolumes(filepath.Join(r.cfg.StateDir, "tmp"), r.log)
+	r.volumes, err = openVolumes(filepath.Join(r.cfg.StateDir, "tmp"), r.cfg.PoolSize, r.log)
 	return err
 }
 
-// Run keeps containerd alive and the pool of namespaces filled until ctx ends. containerd and sandboxes live on.
+// Run keeps containerd alive and the pools filled until ctx ends. containerd and sandboxes live on.
 func (r *Runtime) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return r.pairs.run(ctx, r.log) })
+	g.Go(func() error { return r.pairs.pool.run(ctx, r.log) })
+	if r.volumes.loops {
+		g.Go(func() error { return r.volumes.pool.run(ctx, r.log) })
+	}
 	if r.daemon != nil {
 		g.Go(func() error { return r.daemon.run(ctx, r.log) })
 	}
@@ -184,11 +188,14 @@ func (r *Runtime) Run(ctx context.Context) error {
 	return nil
 }
 
-// Close releases what this process holds: pooled namespaces and the connection. containerd and sandboxes live on.
+// Close releases what this process holds: what is pooled, and the connection. containerd and sandboxes live on.
 func (r *Runtime) Close() error {
 	var errs []error
 	if r.pairs != nil {
-		r.pairs.close()
+		r.pairs.pool.close()
+	}
+	if r.volumes != nil {
+		r.volumes.pool.close()
 	}
 	if r.client != nil {
 		errs = append(errs, r.client.conn.Close())

@@ -22,13 +22,15 @@ import (
 type volumes struct {
 	dir   string
 	loops bool
+	pool  *pool[volume] // of the usual size
 
 	mu        sync.Mutex
 	templates map[int64]string // by size
 }
 
-func openVolumes(dir string, log *slog.Logger) (*volumes, error) {
+func openVolumes(dir string, poolSize int, log *slog.Logger) (*volumes, error) {
 	v := &volumes{dir: dir, loops: true, templates: map[int64]string{}}
+	v.pool = newPool(poolSize, func() (volume, error) { return v.make(defaultTmpBytes) }, volume.close)
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
@@ -42,42 +44,61 @@ func openVolumes(dir string, log *slog.Logger) (*volumes, error) {
 	return v, nil
 }
 
-// sweep removes what a crash left: copies that were not attached yet, and probes.
+// sweep removes what a crash left: copies that were not attached yet, and a template half made.
 func (v *volumes) sweep() error {
 	var errs []error
-	for _, pattern := range []string{"volume-*", "probe-*"} {
+	for _, pattern := range []string{"volume-*", "*.new"} {
 		found, err := filepath.Glob(filepath.Join(v.dir, pattern))
 		errs = append(errs, err)
 		for _, path := range found {
-			errs = append(errs, unmount(path), os.Remove(path))
+			errs = append(errs, os.Remove(path))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// probe makes and removes one volume.
+// volume is a file system that is mounted nowhere yet. It goes with its descriptor.
+type volume struct{ mount int }
+
+func (v volume) close() { _ = unix.Close(v.mount) } // nothing was written
+
+// probe makes and drops one volume.
 func (v *volumes) probe() error {
-	at, err := os.MkdirTemp(v.dir, "probe-")
-	if err != nil {
-		return err
+	probe, err := v.make(16 << 20)
+	if err == nil {
+		probe.close()
 	}
-	err = v.attach(at, 16<<20)
-	return errors.Join(err, unmount(at), os.Remove(at))
+	return err
 }
 
-// make makes an empty volume of size bytes appear at a directory, owned by the user and group uid.
-func (v *volumes) make(at, id string, size int64, uid int) error {
-	if v.loops {
-		if err := v.attach(at, size); err != nil {
-			return fmt.Errorf("make /tmp: %w", err)
-		}
-	} else if err := v.bindPlain(at, id); err != nil {
+// place makes an empty volume of size bytes appear at a directory, for the user and group uid alone.
+func (v *volumes) place(at, id string, size int64, uid int) error {
+	if err := v.attach(at, id, size); err != nil {
 		return fmt.Errorf("make /tmp: %w", err)
 	}
 	if err := os.Chown(at, uid, uid); err != nil {
 		return fmt.Errorf("make /tmp: %w", err)
 	}
 	return os.Chmod(at, 0o700)
+}
+
+func (v *volumes) attach(at, id string, size int64) error {
+	if !v.loops {
+		return v.bindPlain(at, id)
+	}
+	vol, err := v.get(size)
+	if err != nil {
+		return err
+	}
+	defer vol.close()
+	return unix.MoveMount(vol.mount, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+func (v *volumes) get(size int64) (volume, error) {
+	if size == defaultTmpBytes {
+		return v.pool.get()
+	}
+	return v.make(size)
 }
 
 func (v *volumes) bindPlain(at, id string) error {
@@ -95,28 +116,49 @@ func (v *volumes) remove(at, id string) error {
 	return errors.Join(unmount(at), os.RemoveAll(v.plain(id)))
 }
 
-// attach mounts a copy of the template. The file has no name any more once it is attached, and the loop device goes
-// with the mount: nothing is left after a crash but the mount itself.
-func (v *volumes) attach(at string, size int64) error {
+// make makes a copy of the template and its mount. The file has no name any more once it is attached, and the loop
+// device goes with the mount: nothing is left after a crash but what is in use.
+func (v *volumes) make(size int64) (volume, error) {
 	template, err := v.template(size)
 	if err != nil {
-		return err
+		return volume{}, err
 	}
 	file, err := os.CreateTemp(v.dir, "volume-")
 	if err != nil {
-		return err
+		return volume{}, err
 	}
 	defer file.Close()
 	defer os.Remove(file.Name()) //nolint:errcheck // the next start removes what stays
 	if err := copySparse(file, template); err != nil {
-		return err
+		return volume{}, err
 	}
 	loop, err := attachLoop(file)
 	if err != nil {
-		return err
+		return volume{}, err
 	}
 	defer loop.Close()
-	return unix.Mount(loop.Name(), at, "ext4", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOATIME, "nobarrier,noinit_itable")
+	return mountDetached(loop.Name())
+}
+
+func mountDetached(device string) (volume, error) {
+	fs, err := unix.Fsopen("ext4", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return volume{}, fmt.Errorf("open ext4 (needs Linux 5.2): %w", err)
+	}
+	defer unix.Close(fs) //nolint:errcheck // nothing was written
+	err = errors.Join(
+		unix.FsconfigSetString(fs, "source", device),
+		unix.FsconfigSetFlag(fs, "nobarrier"),     // nothing in it outlives the machine
+		unix.FsconfigSetFlag(fs, "noinit_itable"), // a sparse file is zero already
+		unix.FsconfigCreate(fs))
+	if err != nil {
+		return volume{}, fmt.Errorf("mount %s: %w", device, err)
+	}
+	mount, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOATIME)
+	if err != nil {
+		return volume{}, fmt.Errorf("mount %s: %w", device, err)
+	}
+	return volume{mount}, nil
 }
 
 // template is the path of an empty file system of this size, made when first asked for.

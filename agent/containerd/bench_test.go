@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
 
 // BenchmarkCreate is the time from nothing to a running process 1, one at a time; sandboxes are destroyed off the clock.
@@ -12,7 +14,7 @@ func BenchmarkCreate(b *testing.B) {
 	var took []time.Duration
 	for b.Loop() {
 		b.StopTimer()
-		c := probe(b, "sleep")
+		c := usual(b)
 		b.StartTimer()
 		begin := time.Now()
 		if err := shared.runtime.Create(b.Context(), c); err != nil {
@@ -32,7 +34,7 @@ func BenchmarkCycle8(b *testing.B) {
 	begin := time.Now()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			c := probe(b, "sleep")
+			c := usual(b)
 			if err := shared.runtime.Create(b.Context(), c); err != nil {
 				b.Error(err)
 				return
@@ -55,4 +57,12 @@ func report(b *testing.B, took []time.Duration) {
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+}
+
+// usual has a /tmp of the usual size, which is pooled.
+func usual(b *testing.B) sandbox.Config {
+	b.Helper()
+	c := probe(b, "sleep")
+	c.TmpBytes = defaultTmpBytes
+	return c
 }

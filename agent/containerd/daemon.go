@@ -40,9 +40,10 @@ type daemon struct {
 
 func newDaemon(cfg Config) *daemon {
 	return &daemon{
-		config: filepath.Join(cfg.StateDir, "config.toml"), root: filepath.Join(cfg.StateDir, "root"),
-		state: filepath.Join(cfg.RunDir, "state"), socket: filepath.Join(cfg.RunDir, "containerd.sock"),
-		pidFile: filepath.Join(cfg.RunDir, "containerd.pid"), logFile: filepath.Join(cfg.StateDir, "containerd.log"),
+		config: filepath.Join(cfg.StateDir, "config.toml"), logFile: filepath.Join(cfg.StateDir, "containerd.log"),
+		// Its metadata too is in the run directory: sandboxes don't outlive the machine, and a write to memory is faster.
+		root: filepath.Join(cfg.RunDir, "root"), state: filepath.Join(cfg.RunDir, "state"), socket: filepath.Join(cfg.RunDir, "containerd.sock"),
+		pidFile:  filepath.Join(cfg.RunDir, "containerd.pid"),
 		instance: cfg.InstanceID,
 	}
 }

@@ -22,8 +22,8 @@ import (
 
 // host is what all tests share: a containerd, a root file system with the probe in it, the helper.
 type host struct {
-	dir, rootfs, helper string
-	runtime             *Runtime
+	dir, rootfs, helper, code string
+	runtime                   *Runtime
 }
 
 var shared host //nolint:gochecknoglobals // made once by TestMain: a containerd for each test would take minutes
@@ -52,7 +52,7 @@ func withHost(m *testing.M) (status int, err error) {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		return 1, err
 	}
-	shared = host{dir: dir, rootfs: filepath.Join(dir, "rootfs"), helper: filepath.Join(dir, "helper")}
+	shared = host{dir: dir, rootfs: filepath.Join(dir, "rootfs"), helper: filepath.Join(dir, "helper"), code: filepath.Join(dir, "code")}
 	if err := shared.build(); err != nil {
 		return 1, err
 	}
@@ -75,7 +75,9 @@ func (h *host) build() error {
 			return err
 		}
 	}
-	for pkg, out := range map[string]string{"./testdata/probe": filepath.Join(h.rootfs, "bin/probe"), "./helper": h.helper} {
+	for pkg, out := range map[string]string{
+		"./testdata/probe": filepath.Join(h.rootfs, "bin/probe"), "./helper": h.helper, "./testdata/function": filepath.Join(h.code, "bootstrap"),
+	} {
 		cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if text, err := cmd.CombinedOutput(); err != nil {
@@ -128,12 +130,10 @@ type running struct {
 	said chan string // all of it, once reading was stopped
 }
 
+// start makes a sandbox that is destroyed with the test.
 func start(t testing.TB, r *Runtime, c sandbox.Config) *running {
 	t.Helper()
-	b := &running{Config: c, t: t, r: r, log: openLog(t, c.SocketDir), said: make(chan string, 1)}
-	if err := r.Create(t.Context(), c); err != nil {
-		t.Fatalf("Create: %v", err)
-	}
+	b := launch(t, r, c)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -141,6 +141,16 @@ func start(t testing.TB, r *Runtime, c sandbox.Config) *running {
 			t.Errorf("Destroy: %v", err)
 		}
 	})
+	return b
+}
+
+// launch makes a sandbox for whose end the test cares.
+func launch(t testing.TB, r *Runtime, c sandbox.Config) *running {
+	t.Helper()
+	b := &running{Config: c, t: t, r: r, log: openLog(t, c.SocketDir), said: make(chan string, 1)}
+	if err := r.Create(t.Context(), c); err != nil {
+		t.Fatalf("Create: %v", err)
+	}
 	go func() {
 		text, _ := io.ReadAll(b.log)
 		b.said <- string(text)

@@ -67,3 +67,12 @@ func writeSynced(path string, data []byte) error {
 	_, err = f.Write(data)
 	return errors.Join(err, f.Sync(), f.Close())
 }
+
+// EnsureNodeID answers the id of the node whose Raft directory is dir, and makes one if there is none. Certificates name
+// the node before its store is open.
+func EnsureNodeID(dir string) (string, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make %s: %w", dir, err)
+	}
+	return loadNodeID(dir, "")
+}

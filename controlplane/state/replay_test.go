@@ -26,8 +26,16 @@ func anyCommand(t *rapid.T) *statev1.Command {
 	makers := []func() *statev1.Command{
 		func() *statev1.Command { return createFunction(ns(), fn(), n()) },
 		func() *statev1.Command { return createFunction("default", fn(), n()) },
-		func() *statev1.Command { c := createFunction("default", fn(), n()); c.GetCreateFunction().Publish = true; return c },
-		func() *statev1.Command { c := updateCode(fn(), n(), rev()); c.GetUpdateFunctionCode().Publish = n() == 0; return c },
+		func() *statev1.Command {
+			c := createFunction("default", fn(), n())
+			c.GetCreateFunction().Publish = true
+			return c
+		},
+		func() *statev1.Command {
+			c := updateCode(fn(), n(), rev())
+			c.GetUpdateFunctionCode().Publish = n() == 0
+			return c
+		},
 		func() *statev1.Command {
 			return updateConfiguration(&statev1.UpdateFunctionConfiguration{Name: fn(), ExpectedRevision: rev(),
 				Configuration: &mayflyv1.FunctionConfiguration{MemoryMb: int32(128 * n()), Environment: map[string]string{"A": "1", "B": fmt.Sprint(n()), "C": "3"}},
@@ -38,21 +46,39 @@ func anyCommand(t *rapid.T) *statev1.Command {
 		func() *statev1.Command { return setState(fn(), uint64(n()), mayflyv1.FunctionState(n()%4)) },
 		func() *statev1.Command { return reserve(fn(), proto.Int32(int32(n()*300-300))) },
 		func() *statev1.Command { return setURL(fn(), &mayflyv1.FunctionUrl{Qualifier: ver()}) },
-		func() *statev1.Command { return publish(&statev1.PublishVersion{Function: fn(), ExpectedRevision: rev()}) },
-		func() *statev1.Command { return publish(&statev1.PublishVersion{Function: fn(), CodeDigest: digest(n())}) },
+		func() *statev1.Command {
+			return publish(&statev1.PublishVersion{Function: fn(), ExpectedRevision: rev()})
+		},
+		func() *statev1.Command {
+			return publish(&statev1.PublishVersion{Function: fn(), CodeDigest: digest(n())})
+		},
 		func() *statev1.Command { return deleteVersion(fn(), int64(n())) },
-		func() *statev1.Command { return createAlias(fn(), rapid.SampledFrom([]string{"live", "x"}).Draw(t, "alias"), ver(), weights()) },
-		func() *statev1.Command { return updateAlias(&statev1.UpdateAlias{Function: fn(), Name: "live", Version: ver(), Replace: []string{"weights"}, Weights: weights()}) },
+		func() *statev1.Command {
+			return createAlias(fn(), rapid.SampledFrom([]string{"live", "x"}).Draw(t, "alias"), ver(), weights())
+		},
+		func() *statev1.Command {
+			return updateAlias(&statev1.UpdateAlias{Function: fn(), Name: "live", Version: ver(), Replace: []string{"weights"}, Weights: weights()})
+		},
 		func() *statev1.Command { return deleteAlias(fn(), "live", rev()) },
-		func() *statev1.Command { return createNamespace(ns(), fmt.Sprintf("%012d", n()), &mayflyv1.Quotas{Functions: int32(n()), CodeBytes: int64(100 * n())}) },
-		func() *statev1.Command { return updateNamespace(ns(), &mayflyv1.Quotas{Concurrency: int32(n() * 250), CodeBytes: int64(n() * 150)}, rev()) },
+		func() *statev1.Command {
+			return createNamespace(ns(), fmt.Sprintf("%012d", n()), &mayflyv1.Quotas{Functions: int32(n()), CodeBytes: int64(100 * n())})
+		},
+		func() *statev1.Command {
+			return updateNamespace(ns(), &mayflyv1.Quotas{Concurrency: int32(n() * 250), CodeBytes: int64(n() * 150)}, rev())
+		},
 		func() *statev1.Command { return deleteNamespace(ns()) },
-		func() *statev1.Command { return createKey(fmt.Sprint("AKIA", n()), rapid.SampledFrom([]string{"*", "default", "n1", "n9"}).Draw(t, "key ns"), mayflyv1.Role(n())) },
-		func() *statev1.Command { return updateKey(&statev1.UpdateAccessKey{Id: fmt.Sprint("AKIA", n()), Disabled: proto.Bool(true), ExpectedRevision: rev()}) },
+		func() *statev1.Command {
+			return createKey(fmt.Sprint("AKIA", n()), rapid.SampledFrom([]string{"*", "default", "n1", "n9"}).Draw(t, "key ns"), mayflyv1.Role(n()))
+		},
+		func() *statev1.Command {
+			return updateKey(&statev1.UpdateAccessKey{Id: fmt.Sprint("AKIA", n()), Disabled: proto.Bool(true), ExpectedRevision: rev()})
+		},
 		func() *statev1.Command { return deleteKey(fmt.Sprint("AKIA", n())) },
 		func() *statev1.Command { return putNode(fmt.Sprint("id", n()), fmt.Sprint("node", n())) },
 		func() *statev1.Command { return deleteNode(fmt.Sprint("id", n())) },
-		func() *statev1.Command { return updateSettings(&mayflyv1.Settings{Region: rapid.SampledFrom([]string{"", "eu-1"}).Draw(t, "region"), UrlDomain: "d"}, rev()) },
+		func() *statev1.Command {
+			return updateSettings(&mayflyv1.Settings{Region: rapid.SampledFrom([]string{"", "eu-1"}).Draw(t, "region"), UrlDomain: "d"}, rev())
+		},
 		initCluster,
 		func() *statev1.Command { return &statev1.Command{} },
 	}

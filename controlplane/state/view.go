@@ -56,7 +56,9 @@ func (v View) NamespaceByAccount(id string) (*mayflyv1.Namespace, bool) {
 }
 
 // Namespaces yields all of them by name.
-func (v View) Namespaces() iter.Seq[*mayflyv1.Namespace] { return all[*mayflyv1.Namespace](v, prefixNamespace) }
+func (v View) Namespaces() iter.Seq[*mayflyv1.Namespace] {
+	return all[*mayflyv1.Namespace](v, prefixNamespace)
+}
 
 // Function finds one by name.
 func (v View) Function(namespace, name string) (*mayflyv1.Function, bool) {

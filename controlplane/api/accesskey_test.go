@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
@@ -46,9 +45,9 @@ func TestNewKeysWork(t *testing.T) {
 	}
 	_, err = c.function.DeleteFunction(testContext(t), &mayflyv1.DeleteFunctionRequest{Name: "f"})
 	wantReason(t, "larger role", err, noFunction)
-	_, err = b.admin.key.UpdateAccessKey(testContext(t), &mayflyv1.UpdateAccessKeyRequest{Id: id, Disabled: proto.Bool(true), ExpectedRevision: key.GetMeta().GetRevision()})
+	_, err = b.admin.key.UpdateAccessKey(testContext(t), &mayflyv1.UpdateAccessKeyRequest{Id: id, Disabled: new(true), ExpectedRevision: key.GetMeta().GetRevision()})
 	wantReason(t, "stale", err, revision)
-	if _, err := b.admin.key.UpdateAccessKey(testContext(t), &mayflyv1.UpdateAccessKeyRequest{Id: id, Disabled: proto.Bool(true)}); err != nil {
+	if _, err := b.admin.key.UpdateAccessKey(testContext(t), &mayflyv1.UpdateAccessKeyRequest{Id: id, Disabled: new(true)}); err != nil {
 		t.Fatal(err)
 	}
 	_, err = c.function.ListFunctions(testContext(t), &mayflyv1.ListFunctionsRequest{})
@@ -108,7 +107,7 @@ func TestANamespacesAdmin(t *testing.T) {
 	} {
 		wantReason(t, name, err, permission)
 	}
-	wantReason(t, "another's key", second(team.key.UpdateAccessKey(ctx, &mayflyv1.UpdateAccessKeyRequest{Id: b.admin.id, Disabled: proto.Bool(true)})), noKey)
+	wantReason(t, "another's key", second(team.key.UpdateAccessKey(ctx, &mayflyv1.UpdateAccessKeyRequest{Id: b.admin.id, Disabled: new(true)})), noKey)
 	wantReason(t, "another's key", second(team.key.DeleteAccessKey(ctx, &mayflyv1.DeleteAccessKeyRequest{Id: b.admin.id})), noKey)
 	keys, err := team.key.ListAccessKeys(ctx, &mayflyv1.ListAccessKeysRequest{})
 	if err != nil || len(keys.GetAccessKeys()) != 2 {
@@ -133,7 +132,7 @@ func TestTheLastAdminKeyStays(t *testing.T) {
 	b.as(t, roleReader, "*")
 	for name, err := range map[string]error{
 		"delete":  second(b.admin.key.DeleteAccessKey(ctx, &mayflyv1.DeleteAccessKeyRequest{Id: b.admin.id})),
-		"disable": second(b.admin.key.UpdateAccessKey(ctx, &mayflyv1.UpdateAccessKeyRequest{Id: b.admin.id, Disabled: proto.Bool(true)})),
+		"disable": second(b.admin.key.UpdateAccessKey(ctx, &mayflyv1.UpdateAccessKeyRequest{Id: b.admin.id, Disabled: new(true)})),
 		"demote":  second(b.admin.key.UpdateAccessKey(ctx, &mayflyv1.UpdateAccessKeyRequest{Id: b.admin.id, Role: roleReader})),
 	} {
 		wantReason(t, name, err, inUse, b.admin.id)

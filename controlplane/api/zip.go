@@ -73,6 +73,7 @@ type directoryGuard struct {
 	err     error
 }
 
+// ReadAt counts what is read of the directory.
 func (g *directoryGuard) ReadAt(p []byte, off int64) (int, error) {
 	n, err := g.ReaderAt.ReadAt(p, off)
 	if g.opened {

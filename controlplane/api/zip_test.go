@@ -180,7 +180,7 @@ func TestBombIsNotInflated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.Copy(f, io.LimitReader(zeroReader{}, 64<<20)); err != nil {
+	if _, err := io.Copy(f, io.LimitReader(zeroReader{}, 8<<20)); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {

@@ -3,8 +3,6 @@ package api
 import (
 	"context"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	statev1 "github.com/mayfly-faas/mayfly/proto/mayfly/state/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
@@ -23,7 +21,7 @@ func (s *functionService) PutFunctionConcurrency(ctx context.Context, r *mayflyv
 	if reserved > quota {
 		return nil, fault.Throttled(mayflyv1.ErrorReason_ERROR_REASON_QUOTA_EXCEEDED, "reserved_concurrency %d is more than namespace %q has, which is %d", reserved, ns.GetName(), quota)
 	}
-	fn, err := s.setConcurrency(ctx, ns.GetName(), r.GetName(), proto.Int32(reserved))
+	fn, err := s.setConcurrency(ctx, ns.GetName(), r.GetName(), &reserved)
 	return &mayflyv1.PutFunctionConcurrencyResponse{Function: fn}, err
 }
 

@@ -80,6 +80,7 @@ type namedStream struct {
 	ctx context.Context
 }
 
+// Context has the call's id in it.
 func (s *namedStream) Context() context.Context { return s.ctx }
 
 func named(ctx context.Context) (context.Context, string) {

@@ -45,7 +45,7 @@ type ServerConfig struct {
 	TLS      *tls.Config
 	Services []Service
 	// Health may be nil: all is serving.
-	Health     *health.Server
+	Health *health.Server
 	// Registerer may be nil: nobody reads the metrics.
 	Registerer prometheus.Registerer
 	Log        *slog.Logger

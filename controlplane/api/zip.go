@@ -41,6 +41,9 @@ func inspectZip(ctx context.Context, content io.ReaderAt, size int64) (unpacked 
 		return 0, invalidCode("the deployment package is no zip file: %v", err)
 	}
 	guard.opened = true
+	if len(archive.File) > maxEntries {
+		return 0, tooManyEntries()
+	}
 	t := newTree()
 	for _, entry := range archive.File {
 		if err := t.add(entry); err != nil {
@@ -70,6 +73,7 @@ type directoryGuard struct {
 	err     error
 }
 
+// ReadAt counts what is read of the directory.
 func (g *directoryGuard) ReadAt(p []byte, off int64) (int, error) {
 	n, err := g.ReaderAt.ReadAt(p, off)
 	if g.opened {
@@ -113,7 +117,7 @@ func (t *tree) add(entry *zip.File) error {
 	if entry.Method != zip.Store && entry.Method != zip.Deflate {
 		return badEntry(entry, fmt.Sprintf("uses compression method %d; only store and deflate are supported", entry.Method))
 	}
-	// The sum is compared before it is made: sizes are 64 bits of the sender's choice.
+	// The rest is compared before it is made: sizes are 64 bits of the sender's choice.
 	if entry.UncompressedSize64 > uint64(maxUnpacked-t.unpacked) {
 		return badEntry(entry, fmt.Sprintf("makes the package larger than %d bytes unpacked", maxUnpacked))
 	}

@@ -74,7 +74,7 @@ func refreshAdmin(cfg EnsureAdminConfig) error {
 
 func (cfg EnsureAdminConfig) write(file AdminFile) error {
 	file.CA, file.Endpoint = string(cfg.CA), cfg.Endpoint
-	data, err := json.MarshalIndent(file, "", "  ")
+	data, err := json.MarshalIndent(file, "", "  ") //nolint:gosec // the secret is what the file is for; it is 0600
 	if err != nil {
 		return fmt.Errorf("encode the admin file: %w", err)
 	}

@@ -62,6 +62,7 @@ type streamWithContext struct {
 	ctx context.Context
 }
 
+// Context has the caller in it.
 func (s *streamWithContext) Context() context.Context { return s.ctx }
 
 // authorization is empty also if the entry was sent twice: which one counts must not be a guess.

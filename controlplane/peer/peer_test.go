@@ -21,7 +21,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	grpcpeer "google.golang.org/grpc/peer"
 
 	"github.com/mayfly-faas/mayfly/controlplane/peer"
@@ -410,5 +413,55 @@ func TestCredentialsOnDisk(t *testing.T) {
 func TestClientTLSNeedsACertificate(t *testing.T) {
 	if _, err := peer.ClientTLS([]byte("x")); err == nil {
 		t.Error("took what is no certificate")
+	}
+}
+
+// TestOverGRPC has a server tell its callers who they are.
+func TestOverGRPC(t *testing.T) {
+	c := newCluster(t)
+	var got peer.Identity
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(c.server.ServerTLS())),
+		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+			var err error
+			if got, err = peer.NodeFromContext(ctx); err != nil {
+				return nil, err
+			}
+			return handle(ctx, req)
+		}))
+	healthv1.RegisterHealthServer(server, health.NewServer())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	defer func() {
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}()
+	check := func(cfg *tls.Config) error {
+		conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(cfg)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, err = healthv1.NewHealthClient(conn).Check(t.Context(), &healthv1.HealthCheckRequest{})
+		return err
+	}
+	creds := c.enroll(t, "worker-1")
+	want, err := creds.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := check(agentTLS(t, creds)); err != nil || got != want {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := check(clientTLS(t, c)); !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_UNAUTHENTICATED) {
+		t.Errorf("without certificate: %v", err)
+	}
+	if err := check(clientTLS(t, newCluster(t))); err == nil {
+		t.Error("a client of another cluster was served")
 	}
 }

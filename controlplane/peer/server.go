@@ -3,7 +3,6 @@ package peer
 import (
 	"crypto/tls"
 	"crypto/x509"
-
 	"fmt"
 	"log/slog"
 	"net"

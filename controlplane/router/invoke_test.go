@@ -604,7 +604,9 @@ func benchmarkWarm(b *testing.B, parallel int) {
 	g := newRig(b, func(c *Config) { c.LeaseIdle = time.Hour })
 	g.state.put(active("f", 1))
 	resp := &agentv1.InvokeResponse{Payload: []byte("{}"), Report: &mayflyv1.InvocationReport{}}
-	g.home.invoke = func(*fakeLease, *agentv1.InvokeRequest, func([]byte) error) (*agentv1.InvokeResponse, error) { return resp, nil }
+	g.home.invoke = func(*fakeLease, *agentv1.InvokeRequest, func([]byte) error) (*agentv1.InvokeResponse, error) {
+		return resp, nil
+	}
 	req := &Request{Namespace: "default", Function: "f", Payload: []byte("{}"), RequestID: "id", TraceID: "trace"}
 	b.ReportAllocs()
 	b.SetParallelism(max(1, parallel/2))
@@ -624,7 +626,9 @@ func BenchmarkInvokeWarm1(b *testing.B) {
 	g := newRig(b, func(c *Config) { c.LeaseIdle = time.Hour })
 	g.state.put(active("f", 1))
 	resp := &agentv1.InvokeResponse{Payload: []byte("{}"), Report: &mayflyv1.InvocationReport{}}
-	g.home.invoke = func(*fakeLease, *agentv1.InvokeRequest, func([]byte) error) (*agentv1.InvokeResponse, error) { return resp, nil }
+	g.home.invoke = func(*fakeLease, *agentv1.InvokeRequest, func([]byte) error) (*agentv1.InvokeResponse, error) {
+		return resp, nil
+	}
 	req := &Request{Namespace: "default", Function: "f", Payload: []byte("{}"), RequestID: "id", TraceID: "trace"}
 	b.ReportAllocs()
 	for b.Loop() {

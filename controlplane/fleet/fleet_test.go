@@ -288,6 +288,9 @@ func TestUnavailableAgentIsTriedElsewhereThenGivenUp(t *testing.T) {
 	if _, _, err := h.Acquire(context.Background(), specOf(fn)); fault.From(err).Message != errDown.Message {
 		t.Fatal(err)
 	}
+	if w := h.nodes["a-id"].session.worker.(*fakeWorker); w.created != 1 {
+		t.Errorf("a was tried %d times", w.created)
+	}
 	for _, n := range h.snapshot.Nodes {
 		if n.UsedMemoryBytes != 0 || n.Sandboxes != 0 || n.Starting != 0 {
 			t.Errorf("left on %s: %+v", n.Name, n)

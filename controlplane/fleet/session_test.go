@@ -386,7 +386,7 @@ func TestFetchBlob(t *testing.T) {
 	if _, err := fetch(t.Context(), "d"); status.Code(err) != codes.Unauthenticated {
 		t.Error(err)
 	}
-	r, err := w.Fleet.FetchBlob(t.Context(), "d")
+	r, err := w.FetchBlob(t.Context(), "d")
 	if err != nil {
 		t.Fatal(err)
 	}

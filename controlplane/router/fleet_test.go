@@ -173,7 +173,7 @@ func newCluster(t *testing.T, memoryMB int64) *cluster {
 func (c *cluster) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	var loops sync.WaitGroup
-	for _, run := range []func(context.Context) error{c.fleet.Run, c.Router.Run} {
+	for _, run := range []func(context.Context) error{c.fleet.Run, c.Run} {
 		loops.Go(func() { _ = run(ctx) })
 	}
 	c.t.Cleanup(func() {

@@ -428,10 +428,12 @@ func TestStreamedAnswer(t *testing.T) {
 		if !r.GetStream() {
 			t.Error("the agent was not told to stream")
 		}
-		for sent = 0; sent < 3; sent++ {
-			if err := emit([]byte{byte('a' + sent)}); err != nil {
+		sent = 0
+		for _, chunk := range []string{"a", "b", "c"} {
+			if err := emit([]byte(chunk)); err != nil {
 				return nil, err
 			}
+			sent++
 		}
 		return &agentv1.InvokeResponse{Streamed: true}, nil
 	}

@@ -62,13 +62,16 @@ func prune(chosen []Idle, need int64) []Idle {
 	for i := range chosen {
 		spare += chosen[i].MemoryBytes
 	}
-	for n := len(chosen) - 1; n >= 0; n-- {
-		if chosen[n].MemoryBytes <= spare {
-			spare -= chosen[n].MemoryBytes
-			chosen = slices.Delete(chosen, n, n+1)
+	var kept []Idle
+	for _, idle := range slices.Backward(chosen) {
+		if idle.MemoryBytes <= spare {
+			spare -= idle.MemoryBytes
+			continue
 		}
+		kept = append(kept, idle)
 	}
-	return chosen
+	slices.Reverse(kept)
+	return kept
 }
 
 func ids(chosen []Idle) []string {

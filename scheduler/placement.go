@@ -60,8 +60,6 @@ func fits(s *Snapshot, n *Node, r *Request) (Why, bool) {
 		return WhyNoRuntime, false
 	case n.MemoryBytes < r.MemoryBytes:
 		return WhyTooSmall, false
-	case len(r.Exclude) > 0 && slices.Contains(r.Exclude, n.ID):
-		return WhyExcluded, false
 	case n.NotBefore.After(s.Now):
 		return WhyPaused, false
 	case n.Starting >= n.MaxStarting:

@@ -28,7 +28,7 @@ type Node struct {
 	MemoryBytes, UsedMemoryBytes     int64
 	MilliCPUs, UsedMilliCPUs         int64
 	Starting, MaxStarting, Sandboxes int
-	// NotBefore is the end of a pause after the agent refused a sandbox; zero: none.
+	// NotBefore is the end of a pause after the agent failed to start a sandbox; zero: none.
 	NotBefore time.Time
 	// Runtimes are those it has images of.
 	Runtimes []string
@@ -64,8 +64,6 @@ type Request struct {
 	CodeDigest  string
 	MemoryBytes int64
 	MilliCPUs   int64
-	// Exclude are ids of nodes that refused this request already.
-	Exclude []string
 }
 
 // Plan is where a sandbox goes, and the idle sandboxes that must be destroyed there first.
@@ -82,7 +80,6 @@ const (
 	WhyDown Why = iota
 	WhyNoRuntime
 	WhyTooSmall
-	WhyExcluded
 	WhyPaused
 	WhyStarting
 	WhyMemory
@@ -91,13 +88,10 @@ const (
 // String says it for people.
 func (w Why) String() string {
 	return [...]string{
-		"not connected", "no image of the runtime", "smaller than the function's memory", "refused the sandbox",
-		"refused a sandbox moments ago", "busy starting sandboxes", "memory in use",
+		"not connected", "no image of the runtime", "smaller than the function's memory",
+		"failed or refused a start moments ago", "busy starting sandboxes", "memory in use",
 	}[w]
 }
-
-// Passing tells whether waiting can help.
-func (w Why) Passing() bool { return w >= WhyExcluded || w == WhyDown }
 
 // Refusals counts the refused nodes by reason.
 type Refusals map[Why]int

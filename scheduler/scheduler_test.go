@@ -98,15 +98,6 @@ func TestPlaceSaysWhy(t *testing.T) {
 	}
 }
 
-func TestPlaceExcludesNodesThatRefused(t *testing.T) {
-	r := request(128)
-	r.Exclude = []string{"a"}
-	p, _ := place(t, r, node("a", 1000, 0), node("b", 1000, 800))
-	if p.Node == nil || p.Node.ID != "b" {
-		t.Fatalf("placed on %+v", p.Node)
-	}
-}
-
 func TestPlaceMakesRoomOnlyWhenItMust(t *testing.T) {
 	full := node("full", 1000, 1000)
 	full.Idle = []Idle{{ID: "old", MemoryBytes: 128 * mib, LastUsed: at(-100)}, {ID: "new", MemoryBytes: 128 * mib, LastUsed: at(-1)}}

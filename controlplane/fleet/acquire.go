@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// refusalPause is how long a node that refused a sandbox for want of room gets no other.
-	refusalPause = 200 * time.Millisecond
+	// startPause is how long a node that had no room for a sandbox, or was unavailable, gets no other.
+	startPause = 200 * time.Millisecond
 	// startAttempts is how often a start is tried when agents are unavailable.
 	startAttempts = 3
 	// recallAttempts is how often idle leases are recalled before an Acquire is throttled.
@@ -85,6 +85,8 @@ func (f *Fleet) takeLocked(key versionKey) (func(namespace, function string) boo
 	return f.limits.take(view, fn)
 }
 
+func anyFunction(string, string) bool { return true }
+
 func recall(holders []Holder, match func(namespace, function string) bool, n int) int {
 	got := 0
 	for _, h := range holders {
@@ -97,9 +99,8 @@ func recall(holders []Holder, match func(namespace, function string) bool, n int
 
 // obtain finds an idle sandbox or starts one. The lease is counted by the caller.
 func (f *Fleet) obtain(ctx context.Context, spec *agentv1.SandboxSpec, key versionKey) (*Lease, *agentv1.CreateSandboxResponse, error) {
-	var exclude []string
 	for attempt := 1; ; attempt++ {
-		p := newPending(spec, key, exclude)
+		p := newPending(spec, key)
 		if err := f.findPlace(ctx, p); err != nil {
 			return nil, nil, err
 		}
@@ -110,23 +111,20 @@ func (f *Fleet) obtain(ctx context.Context, spec *agentv1.SandboxSpec, key versi
 		switch {
 		case err == nil:
 			return lease, resp, nil
-		case noRoom(err): // findPlace waits until it pays to ask again, or ctx ends
+		case noRoom(err): // any other node first; findPlace waits until it pays to ask this one again, or ctx ends
 			attempt--
 		case fault.From(err).Code != codes.Unavailable || attempt == startAttempts:
 			return nil, nil, err
-		default:
-			exclude = append(exclude, p.request.Exclude...)
-			exclude = append(exclude, p.sandbox.node.ID)
 		}
 	}
 }
 
 func noRoom(err error) bool { return fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_NO_CAPACITY) }
 
-func newPending(spec *agentv1.SandboxSpec, key versionKey, exclude []string) *pending {
+func newPending(spec *agentv1.SandboxSpec, key versionKey) *pending {
 	return &pending{spec: spec, key: key, ready: make(chan struct{}), request: scheduler.Request{
 		Function: key.Function, Runtime: spec.GetRuntime(), CodeDigest: spec.GetCodeDigest(),
-		MemoryBytes: spec.GetMemoryBytes(), MilliCPUs: int64(spec.GetMilliCpus()), Exclude: exclude,
+		MemoryBytes: spec.GetMemoryBytes(), MilliCPUs: int64(spec.GetMilliCpus()),
 	}}
 }
 
@@ -134,10 +132,15 @@ func newPending(spec *agentv1.SandboxSpec, key versionKey, exclude []string) *pe
 func (f *Fleet) findPlace(ctx context.Context, p *pending) error {
 	f.mu.Lock()
 	f.placeLocked(p)
+	var holders []Holder
 	if !p.decided() {
 		f.pending = append(f.pending, p)
+		if p.refused[scheduler.WhyMemory] > 0 {
+			holders = f.holders
+		}
 	}
 	f.mu.Unlock()
+	recall(holders, anyFunction, 1)
 	select {
 	case <-p.ready:
 		return p.err
@@ -220,7 +223,7 @@ func (f *Fleet) schedulePendingLocked() {
 			return false
 		}
 		f.placeLocked(p)
-		if !p.decided() && len(p.request.Exclude) == 0 {
+		if !p.decided() {
 			tooMuch[p.request.Runtime] = p.request.MemoryBytes
 		}
 		return p.decided()
@@ -280,8 +283,8 @@ func (f *Fleet) grantNewLocked(sb *sandbox) *Lease {
 
 func (f *Fleet) startFailedLocked(sb *sandbox, err error) {
 	code := fault.From(err).Code
-	if noRoom(err) || code == codes.ResourceExhausted {
-		sb.node.NotBefore = time.Now().Add(refusalPause)
+	if noRoom(err) || code == codes.ResourceExhausted || code == codes.Unavailable {
+		sb.node.NotBefore = time.Now().Add(startPause)
 	}
 	if f.sandboxes[sb.id] == sb && (code == codes.DeadlineExceeded || code == codes.Canceled) {
 		f.destroyLocked(sb, "its start took too long") // the agent may still be at it

@@ -112,7 +112,6 @@ func (l *limits) give(key scheduler.Function) {
 	}
 	if l.namespaces[key.Namespace]--; l.namespaces[key.Namespace] <= 0 {
 		delete(l.namespaces, key.Namespace)
-		delete(l.reservations, key.Namespace)
 	}
 }
 

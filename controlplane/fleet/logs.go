@@ -201,10 +201,11 @@ func (m *merger) next() *logSource {
 			first = src
 		}
 	}
-	if first != nil && !complete && !(m.query.GetFollow() && time.Since(first.since) >= logHoldBack) {
-		return nil
+	late := first != nil && m.query.GetFollow() && time.Since(first.since) >= logHoldBack
+	if complete || late {
+		return first
 	}
-	return first
+	return nil
 }
 
 // holdBack fires when a followed line has waited long enough for those of other nodes.

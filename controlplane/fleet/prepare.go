@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -218,10 +219,8 @@ func (f *Fleet) anyWorkerLocked(runtime string) (w Worker, up bool) {
 			continue
 		}
 		up = true
-		for _, r := range n.Runtimes {
-			if r == runtime {
-				return n.session.worker, true
-			}
+		if slices.Contains(n.Runtimes, runtime) {
+			return n.session.worker, true
 		}
 	}
 	return nil, up

@@ -168,7 +168,7 @@ func (f *Fleet) unblock() {
 	holders := f.holders
 	f.mu.Unlock()
 	if waiting > 0 {
-		recall(holders, func(string, string) bool { return true }, waiting)
+		recall(holders, anyFunction, waiting)
 	}
 }
 

@@ -3,6 +3,7 @@ package router
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"sync"
@@ -102,6 +103,16 @@ func (v fakeView) Alias(_, function, name string) (*mayflyv1.Alias, bool) {
 }
 
 func (v fakeView) Settings() *mayflyv1.Settings { return &mayflyv1.Settings{Region: "eu-test-1"} }
+
+func (v fakeView) Functions(ns, _ string) iter.Seq[*mayflyv1.Function] {
+	return func(yield func(*mayflyv1.Function) bool) {
+		for _, fn := range v.functions {
+			if (ns == "" || ns == "default") && !yield(fn) {
+				return
+			}
+		}
+	}
+}
 
 func (v fakeView) Changed() <-chan struct{} { return v.changed }
 

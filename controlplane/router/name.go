@@ -52,13 +52,13 @@ func badName(function string) error {
 }
 
 func validName(s string, limit int) bool {
-	return s != "" && len(s) <= limit && strings.IndexFunc(s, func(c rune) bool {
-		return !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '-' || c == '_')
-	}) < 0
+	return s != "" && len(s) <= limit && allIn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 }
 
 func isAccount(s string) bool { return len(s) == 12 && isNumber(s) }
 
-func isNumber(s string) bool {
-	return s != "" && strings.IndexFunc(s, func(c rune) bool { return c < '0' || c > '9' }) < 0
+func isNumber(s string) bool { return s != "" && allIn(s, "0123456789") }
+
+func allIn(s, characters string) bool {
+	return strings.IndexFunc(s, func(c rune) bool { return !strings.ContainsRune(characters, c) }) < 0
 }

@@ -160,6 +160,7 @@ type Agent struct {
 	room       *room
 	metrics    *metrics
 	reports    []*reporter
+	reporting  sync.Mutex // reports go out in the order in which they were made
 
 	boxes   sync.Map // sandbox id to *box
 	tasks   sync.WaitGroup

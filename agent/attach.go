@@ -19,6 +19,8 @@ const (
 	reattachMax = 5 * time.Second
 	// imagesEvery is how many reports lie between two looks at the runtime images.
 	imagesEvery = 10
+	// reportAgain is no state: it makes the next report have the sandbox.
+	reportAgain = -1
 )
 
 // reporter keeps one control plane attached and tells it what changes. What ends while a session begins is
@@ -81,6 +83,9 @@ func (r *reporter) attach(ctx context.Context) (Session, error) {
 		return nil, err
 	}
 	r.session = session
+	for b := range r.agent.all() {
+		b.reportedAs.Store(reportAgain) // changes since hello have found nobody
+	}
 	if len(r.backlog) > 0 {
 		session.Report(&agentv1.Report{Used: r.agent.room.used(), Sandboxes: r.backlog})
 	}
@@ -126,8 +131,10 @@ func (a *Agent) hello() *agentv1.Hello {
 	return h
 }
 
-// reportGone tells all control planes at once that a sandbox serves no more.
+// reportGone tells all control planes at once that a sandbox serves no more; no older status comes after.
 func (a *Agent) reportGone(b *box) {
+	a.reporting.Lock()
+	defer a.reporting.Unlock()
 	a.reportAll(&agentv1.Report{Used: a.room.used(), Sandboxes: []*agentv1.SandboxStatus{b.status()}})
 }
 
@@ -137,7 +144,7 @@ func (a *Agent) reportAll(rep *agentv1.Report) {
 	}
 }
 
-// observe measures the sandboxes that have been used, and reports load and changes.
+// observe reports load, and what has changed, once per interval.
 func (a *Agent) observe(ctx context.Context) error {
 	tick := time.NewTicker(a.cfg.ReportInterval)
 	defer tick.Stop()
@@ -148,28 +155,36 @@ func (a *Agent) observe(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		rep := &agentv1.Report{Used: a.room.used(), Sandboxes: a.changes()}
+		var images []*mayflyv1.RuntimeImage
 		if n%imagesEvery == 0 {
 			if now := a.images.list(); !sameImages(known, now) {
-				known, rep.Runtimes = now, now
+				known, images = now, now
 			}
 		}
-		a.reportAll(rep)
+		a.sampleUsed()
+		a.reporting.Lock()
+		a.reportAll(&agentv1.Report{Used: a.room.used(), Sandboxes: a.changes(), Runtimes: images})
+		a.reporting.Unlock()
 	}
 }
 
-// changes samples the memory of used sandboxes, and is the status of those that changed since the last report.
+// sampleUsed measures the memory of sandboxes that were used since the last time.
+func (a *Agent) sampleUsed() {
+	for b := range a.all() {
+		if b.usedSince.Swap(b.machine().State == sandbox.StateBusy) {
+			b.sample()
+		}
+	}
+}
+
+// changes is the status of the sandboxes that changed since the last report.
 func (a *Agent) changes() []*agentv1.SandboxStatus {
 	var all []*agentv1.SandboxStatus
 	for b := range a.all() {
-		state := b.machine().State
-		if state == sandbox.StateDestroying || state == sandbox.StateGone {
-			continue // reported already
-		}
-		if b.usedSince.Swap(state == sandbox.StateBusy) {
-			b.sample()
-		}
 		s := b.status()
+		if s.GetState() == agentv1.SandboxState_SANDBOX_STATE_GONE {
+			continue // reported by reportGone
+		}
 		if b.reportedAs.Swap(int32(s.GetState())) != int32(s.GetState()) {
 			all = append(all, s)
 		}

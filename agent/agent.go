@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -161,10 +160,12 @@ type Agent struct {
 	room       *room
 	metrics    *metrics
 	reports    []*reporter
+	reporting  sync.Mutex // reports go out in the order in which they were made
 
 	boxes   sync.Map // sandbox id to *box
 	tasks   sync.WaitGroup
-	closing atomic.Bool
+	gate    sync.RWMutex // held to begin a sandbox, and to stop that
+	closing bool
 	life    context.Context //nolint:containedctx // ends when what runs in the background must stop
 	end     context.CancelFunc
 }
@@ -220,7 +221,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return a.observe(groupCtx) })
 	<-groupCtx.Done()
-	a.closing.Store(true)
+	a.gate.Lock()
+	a.closing = true
+	a.gate.Unlock()
 	err := group.Wait()
 	err = errors.Join(err, a.destroyAll())
 	stopLogs()

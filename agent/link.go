@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mayfly-faas/mayfly/agent/frame"
+)
+
+const (
+	frameHeader = 5
+	// Up to this size an event is copied behind its header, which is cheaper than a vector of two.
+	copyLimit = 16 << 10
+	// Larger events may not fit the socket's buffer: sending them needs a deadline.
+	sendLimit = 64 << 10
+	readSize  = 4 << 10
+)
+
+var errProtocol = errors.New("the runtime broke the frame protocol")
+
+// link is the connection with a bootstrap. One goroutine uses it at a time; close may come from any.
+type link struct {
+	conn    *net.UnixConn
+	raw     syscall.RawConn
+	in      *bufio.Reader
+	out     []byte
+	meta    []byte
+	poll    [1]unix.PollFd
+	polled  error
+	look    func(fd uintptr)
+	bounded bool // a write deadline is set
+}
+
+// newLink reads the bootstrap's Hello, until limit.
+func newLink(conn *net.UnixConn, limit time.Time) (*link, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	l := &link{conn: conn, raw: raw, in: bufio.NewReaderSize(conn, readSize)}
+	l.look = l.pollOnce
+	if err := conn.SetReadDeadline(limit); err != nil {
+		return nil, err
+	}
+	t, body, err := frame.Read(l.in)
+	if err != nil {
+		return nil, err
+	}
+	if t != frame.TypeHello || len(body) == 0 {
+		return nil, fmt.Errorf("%w: first frame is of type %d", errProtocol, t)
+	}
+	return l, nil
+}
+
+func (l *link) close() { _ = l.conn.Close() }
+
+// load sends a Load frame and waits for its answer: Ready, or the body of InitError.
+func (l *link) load(loadFrame []byte, limit time.Time) (ready bool, body []byte, err error) {
+	if err := l.conn.SetDeadline(limit); err != nil {
+		return false, nil, err
+	}
+	if _, err := l.conn.Write(loadFrame); err != nil {
+		return false, nil, err
+	}
+	t, body, err := frame.Read(l.in)
+	if err != nil {
+		return false, nil, err
+	}
+	if t != frame.TypeReady && t != frame.TypeInitError {
+		return false, nil, fmt.Errorf("%w: Load was answered by type %d", errProtocol, t)
+	}
+	return t == frame.TypeReady, body, l.conn.SetDeadline(time.Time{})
+}
+
+// quiet tells whether the bootstrap is there and has sent nothing unasked: then what is read next answers what is sent next.
+func (l *link) quiet() error {
+	if l.in.Buffered() > 0 {
+		return errProtocol
+	}
+	if err := l.raw.Control(l.look); err != nil {
+		return err
+	}
+	return l.polled
+}
+
+func (l *link) pollOnce(fd uintptr) {
+	l.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN} //nolint:gosec // a descriptor
+	n, err := unix.Poll(l.poll[:], 0)
+	for errors.Is(err, unix.EINTR) {
+		n, err = unix.Poll(l.poll[:], 0)
+	}
+	l.polled = err
+	if err == nil && n > 0 {
+		l.polled = errProtocol // something to read, or hung up
+	}
+}
+
+// send writes one Invoke frame, with one system call if the event fits the socket's buffer. meta is l.meta.
+func (l *link) send(event []byte, limit time.Time) error {
+	if len(event) > sendLimit || l.bounded {
+		l.bounded = len(event) > sendLimit
+		if !l.bounded {
+			limit = time.Time{}
+		}
+		if err := l.conn.SetWriteDeadline(limit); err != nil {
+			return err
+		}
+	}
+	l.out = frame.AppendInvoke(l.out[:0], l.meta, len(event))
+	if len(event) <= copyLimit {
+		l.out = append(l.out, event...)
+		_, err := l.conn.Write(l.out)
+		return err
+	}
+	parts := net.Buffers{l.out, event}
+	_, err := parts.WriteTo(l.conn)
+	return err
+}
+
+// header reads a frame's type and the size of its body.
+func (l *link) header() (frame.Type, int64, error) {
+	h, err := l.in.Peek(frameHeader)
+	if err != nil {
+		return 0, 0, err
+	}
+	n := int64(binary.BigEndian.Uint32(h)) - 1
+	t := frame.Type(h[4])
+	if n < 0 {
+		return 0, 0, errProtocol
+	}
+	_, err = l.in.Discard(frameHeader)
+	return t, n, err
+}
+
+// body reads n bytes into memory of their own.
+func (l *link) body(n int64) ([]byte, error) {
+	b := make([]byte, n)
+	if _, err := io.ReadFull(l.in, b); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (l *link) discard(n int64) error {
+	_, err := io.CopyN(io.Discard, l.in, n)
+	return err
+}

@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -175,10 +176,18 @@ func TestProcessesAndLeftovers(t *testing.T) {
 }
 
 func TestStop(t *testing.T) {
-	for name, script := range map[string]string{"one that obeys": "sleep 1000 & wait", "one that does not": "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"} {
+	for name, script := range map[string]string{"one that obeys": "echo ready; sleep 1000 & wait", "one that does not": "trap '' TERM; echo ready; while :; do sleep 1000 & wait; done"} {
 		cmd := exec.Command("sh", "-c", script)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// Only now it is what it will be, with its trap.
+		if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
 			t.Fatal(err)
 		}
 		if !Running(cmd.Process.Pid, "sh") || Running(cmd.Process.Pid, "mayfly") {

@@ -171,8 +171,8 @@ func TestRuntimeBuild(t *testing.T) {
 		got = build
 		var built []cli.LocalRuntime
 		for _, name := range build.Names {
-			progress(cli.RuntimeProgress{Runtime: name, Step: "unpacking", Done: 1, Total: 2})
-			progress(cli.RuntimeProgress{Runtime: name, Step: "unpacking", Done: 2, Total: 2})
+			progress(cli.RuntimeProgress{Runtime: name, Step: "unpacking", Fraction: 0.5})
+			progress(cli.RuntimeProgress{Runtime: name, Step: "unpacking", Fraction: 0.6})
 			built = append(built, cli.LocalRuntime{Name: name, Version: "1", Digest: "sha256:00", SizeBytes: 1 << 20, BuiltAt: testNow})
 		}
 		return built, nil

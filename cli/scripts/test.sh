@@ -22,10 +22,11 @@ if [ -n "$missing" ]; then
 fi
 
 step "Building runtime images (cached after the first time)"
-# Tests find them here, whatever state directories they use.
-MAYFLY_TEST_RUNTIMES=${MAYFLY_TEST_RUNTIMES:-/var/cache/mayfly/runtimes}
-export MAYFLY_TEST_RUNTIMES
-bin/mayfly runtime build --all --runtimes-dir "$MAYFLY_TEST_RUNTIMES"
+# Tests find binary and images by these, whatever state directories they use.
+MAYFLY_BIN=$PWD/bin/mayfly
+MAYFLY_RUNTIMES_DIR=$RUNTIMES_DIR
+export MAYFLY_BIN MAYFLY_RUNTIMES_DIR
+bin/mayfly runtime build --all --runtimes-dir "$RUNTIMES_DIR"
 
 step "Testing"
 go test -race -shuffle=on -timeout 30m ./...

@@ -3,10 +3,12 @@ package cli_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -14,6 +16,7 @@ import (
 	"time"
 
 	"github.com/mayfly-faas/mayfly/cli"
+	"github.com/mayfly-faas/mayfly/cli/host"
 )
 
 func TestUpRefuses(t *testing.T) {
@@ -194,6 +197,60 @@ func TestRuntimeBuild(t *testing.T) {
 	b.host.uid = 1000
 	if o := b.run("runtime", "build", "--all"); o.code != cli.ExitDenied {
 		t.Errorf("as a user: %+v", o)
+	}
+}
+
+// startAs runs a shell script under another name, with further arguments, and waits until it says "ready".
+func startAs(t *testing.T, name, script string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := &exec.Cmd{
+		Path: "/bin/sh", Args: append([]string{name, "-c", "echo ready; " + script, "x"}, args...),
+		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			t.Error(err)
+		}
+		cmd.Wait()
+	})
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+func TestDownStopsProcessesAndWhatTheyLeft(t *testing.T) {
+	b := newBench(t)
+	state, run := t.TempDir(), shortDir(t)
+	mayfly := startAs(t, "mayfly", "sleep 1000 & wait")
+	shim := startAs(t, "containerd-shim-test", "sleep 1000 & wait", "-address", run+"/containerd/containerd.sock")
+	other := startAs(t, "containerd-shim-test", "sleep 1000 & wait", "-address", "/run/else/containerd.sock")
+	if err := os.WriteFile(run+"/mayfly.pid", fmt.Appendln(nil, mayfly.Process.Pid), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	var asked cli.AgentOptions
+	b.app.StopSandboxes = func(_ context.Context, o cli.AgentOptions, _ *slog.Logger) error {
+		asked = o
+		return errors.New("containerd does not answer")
+	}
+	o := b.run("down", "--state-dir", state, "--run-dir", run)
+	if o.code != 0 || asked.RunDir != run || !strings.Contains(o.stderr, "containerd does not answer") {
+		t.Errorf("got %+v, asked with %+v", o, asked)
+	}
+	for cmd, want := range map[*exec.Cmd]bool{mayfly: false, shim: false, other: true} {
+		if got := host.Running(cmd.Process.Pid, cmd.Args[0]); got != want {
+			t.Errorf("%v runs: %v, want %v", cmd.Args, got, want)
+		}
+	}
+	if o := b.run("down", "--state-dir", state, "--run-dir", run); o.code != 0 || o.stderr != "" {
+		t.Errorf("again: %+v", o)
 	}
 }
 

@@ -17,6 +17,7 @@ done
 bin/mayfly doctor --install --address "" >"$BUILD_LOG" || { cat "$BUILD_LOG" >&2; exit 1; }
 if [ -n "$missing" ]; then
 	step "Installing for the tests:$missing"
+	apt-get -q update || echo "apt-get update failed: trying with the lists that are there" >&2
 	# shellcheck disable=SC2086 -- several packages.
 	DEBIAN_FRONTEND=noninteractive apt-get -q install --yes --no-install-recommends $missing
 fi

@@ -13,11 +13,14 @@ OUT          ?= bench.json
 FUZZTIME     ?= 30s
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-TOOLS   ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mayfly/tools
+CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mayfly
+TOOLS   ?= $(CACHE)/tools
+# Runtime images that tests and bench share.
+RUNTIMES_DIR ?= $(CACHE)/runtimes
 
 # The tree may be no checkout, or one whose owner git distrusts: versions come from VERSION alone.
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
-export STATE_DIR RUN_DIR API_ADDRESS RAFT_ADDRESS HTTP_ADDRESS UP_FLAGS UP_TIMEOUT TOOLS
+export STATE_DIR RUN_DIR API_ADDRESS RAFT_ADDRESS HTTP_ADDRESS UP_FLAGS UP_TIMEOUT TOOLS RUNTIMES_DIR
 
 .DEFAULT_GOAL := help
 
@@ -68,8 +71,14 @@ test-long: build ## the same tests, with the long ones
 	@MAYFLY_TEST_LONG=1 cli/scripts/test.sh
 
 .PHONY: bench
-bench: build ## measure, print and write JSON: make bench OUT=FILE
-	go run ./test/bench -out $(OUT)
+bench: build ## measure, print and write JSON: make bench OUT=FILE (needs root)
+	@bin/mayfly runtime build --all --quiet --runtimes-dir $(RUNTIMES_DIR)
+	go run ./test/bench -runtimes-dir $(RUNTIMES_DIR) -out $(OUT)
+
+.PHONY: bench-short
+bench-short: build ## the same in seconds: that it works, not what it says
+	@bin/mayfly runtime build --all --quiet --runtimes-dir $(RUNTIMES_DIR)
+	go run ./test/bench -runtimes-dir $(RUNTIMES_DIR) -warmup 200ms -duration 1s -rounds 1 -cold 3
 
 .PHONY: fuzz
 fuzz: helper ## run every fuzz test for FUZZTIME

@@ -42,10 +42,12 @@ type client struct {
 // keyCredentials sends the access key with every call, over TLS only.
 type keyCredentials struct{ id, secret string }
 
+// GetRequestMetadata is the key, as every call carries it.
 func (k keyCredentials) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
 	return map[string]string{"authorization": "Bearer " + k.id + ":" + k.secret}, nil
 }
 
+// RequireTransportSecurity keeps the secret off plain connections.
 func (keyCredentials) RequireTransportSecurity() bool { return true }
 
 // context finds out which Mayfly is meant.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -75,6 +76,9 @@ func (a *App) deploy(cmd *cobra.Command, path string, f *deployFlags) error {
 		if _, err := authTypeOf(f.url); err != nil {
 			return err
 		}
+	}
+	if _, err := os.Stat(path); err != nil {
+		return usagef("cannot deploy: %w", err)
 	}
 	if f.name == "" {
 		name, err := nameOf(path)
@@ -191,7 +195,7 @@ func (d *deployment) urlRequest() *mayflyv1.PutFunctionUrlRequest {
 
 // update changes what differs: configuration first, so that new code never runs with the old one.
 func (d *deployment) update(ctx context.Context, f *mayflyv1.Function) (*mayflyv1.Function, error) {
-	if req := d.flags.configFlags.update(d.cmd); req != nil {
+	if req := d.flags.update(d.cmd); req != nil {
 		req.Namespace, req.Name = d.c.namespace, d.flags.name
 		r, err := d.c.functions.UpdateFunctionConfiguration(ctx, req)
 		if err != nil {

@@ -69,7 +69,7 @@ func ExitCode(err error) int {
 	if e, ok := errors.AsType[*exitError](err); ok {
 		return e.code
 	}
-	if errors.Is(err, bundle.ErrUsage) || errors.Is(err, config.ErrNoContext) {
+	if errors.Is(err, bundle.ErrUsage) || errors.Is(err, config.ErrNoContext) || errors.Is(err, config.ErrUnknownContext) {
 		return ExitUsage
 	}
 	if st, ok := remote(err); ok && exitOf[st.Code()] != 0 {

@@ -139,7 +139,7 @@ func (a *App) keyUpdate() *cobra.Command {
 	var disable, enable bool
 	cmd := &cobra.Command{
 		Use: "update ID", Short: "Disable or enable a key, or change its role", Args: argsNamed("ID"), ValidArgsFunction: a.completeKeys,
-		Example: "  mayfly key update AKIAIOSFODNN7EXAMPLE --disable",
+		Example: "  mayfly key update AKIA… --disable",
 	}
 	cmd.Flags().BoolVar(&disable, "disable", false, "refuse calls with it from now on")
 	cmd.Flags().BoolVar(&enable, "enable", false, "allow them again")

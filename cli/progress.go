@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -36,46 +37,60 @@ func (p progress) finish() {
 	}
 }
 
-// steps shows the progress of several things with named steps: a line that is redrawn on a terminal, else a line for each step.
+// barResolution is how finely a bar divides one build.
+const barResolution = 1000
+
+// steps shows how builds proceed that run at once: one bar for all on a terminal, else a line for each step.
 type steps struct {
-	app  *App
-	last string
+	app *App
+
+	mu sync.Mutex
+	// done is how far each build is, in thousandths; last is the step that was shown of it.
+	done map[string]int
+	last map[string]string
 	bar  *progressbar.ProgressBar
-	of   string
 }
 
+func newSteps(a *App, builds int) *steps {
+	s := &steps{app: a, done: map[string]int{}, last: map[string]string{}}
+	if a.showsProgress() {
+		s.bar = progressbar.NewOptions(builds*barResolution,
+			progressbar.OptionSetWriter(a.Stderr), progressbar.OptionSetWidth(30), progressbar.OptionSetPredictTime(false),
+			progressbar.OptionThrottle(50*time.Millisecond), progressbar.OptionClearOnFinish())
+	}
+	return s
+}
+
+// show may be called by several goroutines.
 func (s *steps) show(p RuntimeProgress) {
-	if s.app.global.quiet {
-		return
-	}
-	if !s.app.showsProgress() || p.Total == 0 {
-		s.line(p)
-		return
-	}
-	if key := p.Runtime + p.Step; s.of != key {
-		s.finish()
-		s.of = key
-		s.bar = progressbar.NewOptions64(p.Total, progressbar.OptionSetWriter(s.app.Stderr),
-			progressbar.OptionSetDescription(fmt.Sprintf("%-11s %s", p.Runtime, p.Step)),
-			progressbar.OptionSetWidth(30), progressbar.OptionSetPredictTime(false), progressbar.OptionThrottle(50*time.Millisecond))
-	}
-	_ = s.bar.Set64(min(p.Done, p.Total))
-}
-
-// line prints a step once, however often it reports.
-func (s *steps) line(p RuntimeProgress) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	text := fmt.Sprintf("%-11s %s", p.Runtime, p.Step)
-	if text != s.last {
-		s.finish()
-		s.last = text
+	switch {
+	case s.app.global.quiet:
+	case s.bar != nil:
+		s.advance(p, text)
+	case s.last[p.Runtime] != text:
+		s.last[p.Runtime] = text
 		fmt.Fprintln(s.app.Stderr, text)
 	}
 }
 
+// advance draws the bar; one that can't be drawn is no reason to stop.
+func (s *steps) advance(p RuntimeProgress, text string) {
+	s.done[p.Runtime] = int(p.Fraction * barResolution)
+	total := 0
+	for _, d := range s.done {
+		total += d
+	}
+	s.bar.Describe(text)
+	_ = s.bar.Set(total)
+}
+
 func (s *steps) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.bar != nil {
 		_ = s.bar.Finish()
-		fmt.Fprintln(s.app.Stderr)
-		s.bar, s.of = nil, ""
 	}
 }

@@ -27,8 +27,8 @@ type RuntimeProgress struct {
 	Runtime string
 	// Step is what is done now, for people.
 	Step string
-	// Done of Total; a Total of 0 is unknown.
-	Done, Total int64
+	// Fraction of this runtime's whole build that is done: 0 to 1.
+	Fraction float64
 }
 
 // LocalRuntime is an image of a runtime on this machine.
@@ -130,7 +130,7 @@ It needs root and mmdebstrap: see ` + "`mayfly doctor`.",
 }
 
 func (a *App) build(ctx context.Context, build RuntimeBuild) error {
-	s := &steps{app: a}
+	s := newSteps(a, len(build.Names))
 	images, err := a.BuildRuntimes(ctx, build, s.show)
 	s.finish()
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,7 +47,7 @@ type Package struct {
 func Open(path string, o Options) (*Package, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrUsage, path, err)
+		return nil, unusable(path, err)
 	}
 	switch {
 	case info.IsDir():
@@ -69,6 +70,14 @@ func (p *Package) Close() error {
 	return err
 }
 
+// unusable names the path once: errors of the system name it, too.
+func unusable(path string, err error) error {
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		err = p.Err
+	}
+	return fmt.Errorf("%w %s: %w", ErrUsage, path, err)
+}
+
 func single(path string, info os.FileInfo, o Options) entry {
 	e := entry{name: filepath.Base(path), path: path, mode: info.Mode(), size: info.Size()}
 	if o.SingleName != "" && o.SingleName != e.name {
@@ -80,7 +89,7 @@ func single(path string, info os.FileInfo, o Options) entry {
 func openZip(path string) (*Package, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrUsage, path, err)
+		return nil, unusable(path, err)
 	}
 	p := &Package{File: f}
 	if err := p.checkZip(); err != nil {

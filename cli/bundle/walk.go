@@ -52,7 +52,7 @@ func walk(root string) ([]entry, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrUsage, root, err)
+		return nil, unusable(root, err)
 	}
 	slices.SortFunc(entries, func(a, b entry) int { return strings.Compare(a.name, b.name) })
 	return entries, nil

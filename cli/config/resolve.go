@@ -10,6 +10,9 @@ import (
 // ErrNoContext says that nothing tells which Mayfly is meant.
 var ErrNoContext = errors.New("no context: nothing says which Mayfly to talk to")
 
+// ErrUnknownContext says that a context is named that the file does not have.
+var ErrUnknownContext = errors.New("there is no context")
+
 // Overrides is what flags say; empty fields say nothing.
 type Overrides struct {
 	Context   string
@@ -23,7 +26,7 @@ func Resolve(f *File, o Overrides, getenv func(string) string) (Context, error) 
 	name := first(o.Context, getenv("MAYFLY_CONTEXT"), f.Current)
 	c, ok := f.Contexts[name]
 	if name != "" && !ok {
-		return Context{}, fmt.Errorf("there is no context %q (there are: %s): see `mayfly context list`", name, known(f))
+		return Context{}, fmt.Errorf("%w %q (there are: %s)", ErrUnknownContext, name, known(f))
 	}
 	c.Endpoint = first(o.Endpoint, getenv("MAYFLY_ENDPOINT"), c.Endpoint)
 	c.Namespace = first(o.Namespace, getenv("MAYFLY_NAMESPACE"), c.Namespace)

@@ -45,7 +45,6 @@ type program struct {
 	names    []string
 	packages []string
 	why      string
-	optional bool
 }
 
 var programs = []program{
@@ -53,9 +52,6 @@ var programs = []program{
 	{names: []string{"runc", "crun"}, packages: []string{"runc"}, why: "sandboxes"},
 	{names: []string{"containerd-shim-runc-v2"}, packages: []string{"containerd"}, why: "sandboxes"},
 	{names: []string{"mmdebstrap"}, packages: []string{"mmdebstrap"}, why: "runtime images"},
-	{names: []string{"tar"}, packages: []string{"tar"}, why: "runtime images"},
-	{names: []string{"zstd"}, packages: []string{"zstd"}, why: "runtime images"},
-	{names: []string{"gpgv", "sqv"}, packages: []string{"gpgv"}, why: "verifying Debian packages"},
 	{names: []string{"curl"}, packages: []string{"curl", "ca-certificates"}, why: "the HTTP call of `make up`"},
 }
 
@@ -128,19 +124,25 @@ func (p program) check(h Host) Result {
 	}
 	r.Status, r.Found, r.Packages = Missing, "not found", p.packages
 	r.Advice = fmt.Sprintf("needed for %s: apt-get install %s (or `mayfly doctor --install`)", p.why, strings.Join(p.packages, " "))
-	if p.optional {
-		r.Status = Warning
-	}
 	return r
 }
 
+// keyrings are where releases of Debian and Ubuntu keep the keys of Debian's archive.
+var keyrings = []string{
+	"/usr/share/keyrings/debian-archive-keyring.gpg", "/usr/share/keyrings/debian-archive-keyring.pgp",
+	"/etc/apt/trusted.gpg.d/debian-archive-keyring.gpg", "/etc/apt/trusted.gpg.d/debian-archive-keyring.pgp",
+}
+
 func keyring(h Host) Result {
-	const path = "/usr/share/keyrings/debian-archive-keyring.gpg"
-	r := Result{Check: "debian-archive-keyring", Status: OK, Found: path}
-	if !h.Exists(path) {
-		r.Status, r.Found, r.Packages = Missing, "not found", []string{"debian-archive-keyring"}
-		r.Advice = "needed for runtime images: apt-get install debian-archive-keyring (or `mayfly doctor --install`)"
+	r := Result{Check: "debian-archive-keyring", Status: OK}
+	for _, path := range keyrings {
+		if h.Exists(path) {
+			r.Found = path
+			return r
+		}
 	}
+	r.Status, r.Found, r.Packages = Missing, "not found", []string{"debian-archive-keyring"}
+	r.Advice = "needed for runtime images: apt-get install debian-archive-keyring (or `mayfly doctor --install`)"
 	return r
 }
 

@@ -95,7 +95,7 @@ func (l Local) FSMagic(path string) int64 {
 	if err := unix.Statfs(l.path(path), &st); err != nil {
 		return 0
 	}
-	return int64(st.Type)
+	return st.Type
 }
 
 // FreeBytes is what a process may still write below path.

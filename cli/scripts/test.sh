@@ -17,15 +17,17 @@ done
 bin/mayfly doctor --install --address "" >"$BUILD_LOG" || { cat "$BUILD_LOG" >&2; exit 1; }
 if [ -n "$missing" ]; then
 	step "Installing for the tests:$missing"
+	apt-get -q update || echo "apt-get update failed: trying with the lists that are there" >&2
 	# shellcheck disable=SC2086 -- several packages.
 	DEBIAN_FRONTEND=noninteractive apt-get -q install --yes --no-install-recommends $missing
 fi
 
 step "Building runtime images (cached after the first time)"
-# Tests find them here, whatever state directories they use.
-MAYFLY_TEST_RUNTIMES=${MAYFLY_TEST_RUNTIMES:-/var/cache/mayfly/runtimes}
-export MAYFLY_TEST_RUNTIMES
-bin/mayfly runtime build --all --runtimes-dir "$MAYFLY_TEST_RUNTIMES"
+# Tests find binary and images by these, whatever state directories they use.
+MAYFLY_BIN=$PWD/bin/mayfly
+MAYFLY_RUNTIMES_DIR=$RUNTIMES_DIR
+export MAYFLY_BIN MAYFLY_RUNTIMES_DIR
+bin/mayfly runtime build --all --runtimes-dir "$RUNTIMES_DIR"
 
 step "Testing"
 go test -race -shuffle=on -timeout 30m ./...

@@ -84,7 +84,7 @@ func New(cfg Config) (*Runtime, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Logger, shared: filepath.Join(cfg.RunDir, "sandboxes"), boxes: map[string]*box{}}
+	r := &Runtime{cfg: cfg, log: cfg.Logger, shared: sandboxesDir(cfg), boxes: map[string]*box{}}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	for _, step := range []func(context.Context) error{
@@ -205,6 +205,9 @@ func (r *Runtime) Close() error {
 
 // Stop destroys all sandboxes of this instance and ends the containerd that it started: for `mayfly down`.
 func Stop(ctx context.Context, cfg Config) error {
+	if cfg.Address == "" && nothingToStop(cfg) {
+		return nil
+	}
 	r, err := New(cfg)
 	if err != nil {
 		return err
@@ -221,3 +224,11 @@ func Stop(ctx context.Context, cfg Config) error {
 	errs = append(errs, r.cgroups.remove("containerd"), r.cgroups.removeParent(), unmount(r.shared))
 	return errors.Join(errs...)
 }
+
+// nothingToStop spares a start of containerd only to end it.
+func nothingToStop(cfg Config) bool {
+	left, err := os.ReadDir(sandboxesDir(cfg))
+	return (err == nil && len(left) == 0 || errors.Is(err, os.ErrNotExist)) && newDaemon(cfg).runningPID() == 0
+}
+
+func sandboxesDir(cfg Config) string { return filepath.Join(cfg.RunDir, "sandboxes") }

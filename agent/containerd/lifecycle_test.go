@@ -287,11 +287,18 @@ func TestTwoInstances(t *testing.T) {
 	if _, err := shared.runtime.Usage(t.Context(), theirs.ID); err != nil {
 		t.Errorf("another instance's sandbox was hurt: %v", err)
 	}
+	end()
 	if err := Stop(t.Context(), cfg); err != nil {
 		t.Error(err)
 	}
 	if shared.runtime.daemon.runningPID() == 0 {
 		t.Error("Stop ended a containerd that was not its own")
+	}
+}
+
+func TestOneProcessAtATime(t *testing.T) {
+	if _, err := New(shared.runtime.cfg); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("New: %v, want it refused", err)
 	}
 }
 

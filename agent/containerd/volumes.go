@@ -168,9 +168,11 @@ func (v *volumes) template(size int64) (string, error) {
 	if path, ok := v.templates[size]; ok {
 		return path, nil
 	}
-	path := filepath.Join(v.dir, "template-"+strconv.FormatInt(size, 10)+".ext4")
-	if err := makeTemplate(path, size); err != nil {
-		return "", err
+	path := filepath.Join(v.dir, "template-"+strconv.FormatInt(size+overhead(size), 10)+".ext4")
+	if !exists(path) { // by an earlier process
+		if err := makeTemplate(path, size); err != nil {
+			return "", err
+		}
 	}
 	v.templates[size] = path
 	return path, nil

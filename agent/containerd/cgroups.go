@@ -39,15 +39,12 @@ func openCgroups(root, parent string) (*cgroups, error) {
 		return nil, fmt.Errorf("no cgroups at %s (mount cgroup2 there): %w", root, err)
 	}
 	c := &cgroups{root: root, parent: parent, unified: st.Type == unix.CGROUP2_SUPER_MAGIC}
-	if err := c.checkControllers(); err != nil {
+	err := c.checkControllers()
+	if err != nil {
 		return nil, err
 	}
-	if c.unified {
-		c.swap = exists(filepath.Join(root, "memory.swap.max")) || c.anyChildHas("memory.swap.max")
-	} else {
-		c.swap = exists(filepath.Join(root, "memory", "memory.memsw.limit_in_bytes"))
-	}
-	return c, nil
+	c.swap, err = c.canLimitSwap()
+	return c, err
 }
 
 func (c *cgroups) checkControllers() error {
@@ -64,9 +61,20 @@ func (c *cgroups) hasController(name string) bool {
 	return err == nil && strings.Contains(" "+strings.TrimSpace(string(b))+" ", " "+name+" ")
 }
 
-func (c *cgroups) anyChildHas(file string) bool {
-	found, err := filepath.Glob(filepath.Join(c.root, "*", file))
-	return err == nil && len(found) > 0
+// canLimitSwap tells whether the kernel counts swap. Asked to limit it on one that doesn't, container runtimes fail.
+func (c *cgroups) canLimitSwap() (bool, error) {
+	if !c.unified {
+		return exists(filepath.Join(c.root, "memory", "memory.memsw.limit_in_bytes")), nil
+	}
+	// The root has no limits, so a child must show it.
+	if err := os.WriteFile(filepath.Join(c.root, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
+		return false, fmt.Errorf("enable the memory controller for cgroups under %s: %w", c.root, err)
+	}
+	top := filepath.Join(c.root, filepath.Dir(c.parent))
+	if err := os.MkdirAll(top, 0o755); err != nil {
+		return false, fmt.Errorf("make cgroup: %w", err)
+	}
+	return exists(filepath.Join(top, "memory.swap.max")), nil
 }
 
 func exists(path string) bool {
@@ -157,7 +165,7 @@ func (c *cgroups) killMember(pid int, id string) {
 	if err != nil {
 		return // it has ended
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	defer unix.Close(fd)
 	of, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err == nil && bytes.Contains(of, []byte(c.path(id)+"\n")) {
 		_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) // it may have ended

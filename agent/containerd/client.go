@@ -33,7 +33,7 @@ func dial(socket, namespace string) (*client, error) {
 		grpc.WithUnaryInterceptor(inNamespace(namespace)),
 		// Calls wait while containerd restarts; their context bounds the waiting.
 		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(64<<20)),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: 5 * time.Second, Backoff: backoff.Config{
 			BaseDelay: 20 * time.Millisecond, Multiplier: 1.6, MaxDelay: time.Second,
 		}}),
 		grpc.WithIdleTimeout(0),

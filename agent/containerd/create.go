@@ -197,7 +197,7 @@ func (r *Runtime) createContainer(ctx context.Context, c sandbox.Config, l layou
 }
 
 func (r *Runtime) runcOptions() (*anypb.Any, error) {
-	value, err := proto.Marshal(&options.Options{Root: filepath.Join(r.cfg.RunDir, "runc"), NoNewKeyring: true})
+	value, err := proto.Marshal(&options.Options{Root: filepath.Join(r.cfg.RunDir, "runc")})
 	if err != nil {
 		return nil, fmt.Errorf("write runc's options: %w", err)
 	}

@@ -35,6 +35,7 @@ type daemon struct {
 	logFile  string
 	instance string
 	child    chan error // how the containerd ended that this process started; nil if adopted
+	lastEnd  error
 	restarts int
 }
 
@@ -213,7 +214,7 @@ func (d *daemon) run(ctx context.Context, log *slog.Logger) error {
 			return err
 		}
 		d.restarts++
-		log.Warn("containerd ended, starting it again", slog.Int("restarts", d.restarts))
+		log.Warn("containerd ended, starting it again", slog.Int("restarts", d.restarts), slog.Any("error", d.lastEnd))
 		startCtx, cancel := context.WithTimeout(ctx, startTimeout)
 		err := d.start(startCtx)
 		cancel()
@@ -235,7 +236,7 @@ func (d *daemon) waitEnd(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-d.child: // nil, so never, if adopted
+		case d.lastEnd = <-d.child: // nil, so never, if adopted
 			return nil
 		case <-time.After(probeInterval):
 		}
@@ -253,7 +254,7 @@ func (d *daemon) stop(ctx context.Context) error {
 	if err != nil {
 		return nil //nolint:nilerr // it has ended meanwhile
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	defer unix.Close(fd)
 	if err := unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0); err != nil {
 		return fmt.Errorf("end containerd: %w", err)
 	}

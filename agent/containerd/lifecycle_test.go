@@ -179,9 +179,10 @@ func agentProcess(t *testing.T, cfg Config) (r *Runtime, end func()) {
 	})
 }
 
-func ownHost(t *testing.T, name string) Config {
+func ownHost(t *testing.T, name, address string) Config {
 	t.Helper()
 	cfg := shared.config(name)
+	cfg.Address = address
 	t.Cleanup(func() {
 		if err := Stop(context.Background(), cfg); err != nil {
 			t.Errorf("Stop: %v", err)
@@ -191,7 +192,7 @@ func ownHost(t *testing.T, name string) Config {
 }
 
 func TestAgentRestart(t *testing.T) {
-	cfg := ownHost(t, "restart")
+	cfg := ownHost(t, "restart", "")
 	first, end := agentProcess(t, cfg)
 	defer end()
 	lives, ended := launch(t, first, probe(t, "sleep")), launch(t, first, probe(t, "exit", "9"))
@@ -239,7 +240,7 @@ func inUse(r *Runtime, uid uint32) bool {
 }
 
 func TestContainerdDies(t *testing.T) {
-	cfg := ownHost(t, "dies")
+	cfg := ownHost(t, "dies", "")
 	r, end := agentProcess(t, cfg)
 	defer end()
 	b := launch(t, r, probe(t, "await", "/var/task/go"))
@@ -268,8 +269,7 @@ func TestContainerdDies(t *testing.T) {
 }
 
 func TestTwoInstances(t *testing.T) {
-	cfg := ownHost(t, "second")
-	cfg.Address = shared.runtime.daemon.socket
+	cfg := ownHost(t, "second", shared.runtime.daemon.socket)
 	r, end := agentProcess(t, cfg)
 	defer end()
 	ours, theirs := launch(t, r, probe(t, "sleep")), start(t, shared.runtime, probe(t, "sleep"))
@@ -287,11 +287,18 @@ func TestTwoInstances(t *testing.T) {
 	if _, err := shared.runtime.Usage(t.Context(), theirs.ID); err != nil {
 		t.Errorf("another instance's sandbox was hurt: %v", err)
 	}
+	end()
 	if err := Stop(t.Context(), cfg); err != nil {
 		t.Error(err)
 	}
 	if shared.runtime.daemon.runningPID() == 0 {
 		t.Error("Stop ended a containerd that was not its own")
+	}
+}
+
+func TestOneProcessAtATime(t *testing.T) {
+	if _, err := New(shared.runtime.cfg); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("New: %v, want it refused", err)
 	}
 }
 
@@ -301,7 +308,7 @@ func TestStopEndsEverything(t *testing.T) {
 	launch(t, r, probe(t, "sleep"))
 	pid := r.daemon.runningPID()
 	end()
-	for range 2 { // the second has only what it starts itself
+	for range 2 { // the second finds nothing to do
 		if err := Stop(t.Context(), cfg); err != nil {
 			t.Fatal(err)
 		}

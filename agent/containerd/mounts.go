@@ -49,7 +49,7 @@ func bindReadOnly(source, target string) error {
 	if err != nil {
 		return fmt.Errorf("open %s: %w", source, err)
 	}
-	defer unix.Close(tree) //nolint:errcheck // the mount is attached or dropped
+	defer unix.Close(tree)
 	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return fmt.Errorf("make %s read-only (needs Linux 5.12): %w", source, err)

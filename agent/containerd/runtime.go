@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
@@ -70,6 +71,7 @@ type Runtime struct {
 	pairs   *pairs
 	volumes *volumes
 	helper  string // directory of the helper's binary, mounted into sandboxes
+	lock    *os.File
 	shared  string // directory of the sandboxes' directories, a shared mount
 
 	mu    sync.Mutex
@@ -84,7 +86,7 @@ func New(cfg Config) (*Runtime, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Logger, shared: filepath.Join(cfg.RunDir, "sandboxes"), boxes: map[string]*box{}}
+	r := &Runtime{cfg: cfg, log: cfg.Logger, shared: sandboxesDir(cfg), boxes: map[string]*box{}}
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	for _, step := range []func(context.Context) error{
@@ -126,7 +128,22 @@ func (r *Runtime) prepareDirs(context.Context) error {
 			return err
 		}
 	}
+	if err := r.takeLock(); err != nil {
+		return err
+	}
 	return makeShared(r.shared)
+}
+
+// takeLock keeps a second process from taking this one's sandboxes for left-overs.
+func (r *Runtime) takeLock() (err error) {
+	r.lock, err = os.OpenFile(filepath.Join(r.cfg.RunDir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the lock: %w", err)
+	}
+	if err := unix.Flock(int(r.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return fmt.Errorf("another process runs sandboxes in %s: stop it first: %w", r.cfg.RunDir, err)
+	}
+	return nil
 }
 
 // makeDir makes a directory that a sandbox's user may pass but not list.
@@ -200,11 +217,17 @@ func (r *Runtime) Close() error {
 	if r.client != nil {
 		errs = append(errs, r.client.conn.Close())
 	}
+	if r.lock != nil {
+		errs = append(errs, r.lock.Close())
+	}
 	return errors.Join(errs...)
 }
 
 // Stop destroys all sandboxes of this instance and ends the containerd that it started: for `mayfly down`.
 func Stop(ctx context.Context, cfg Config) error {
+	if cfg.Address == "" && nothingToStop(cfg) {
+		return nil
+	}
 	r, err := New(cfg)
 	if err != nil {
 		return err
@@ -221,3 +244,11 @@ func Stop(ctx context.Context, cfg Config) error {
 	errs = append(errs, r.cgroups.remove("containerd"), r.cgroups.removeParent(), unmount(r.shared))
 	return errors.Join(errs...)
 }
+
+// nothingToStop spares a start of containerd only to end it.
+func nothingToStop(cfg Config) bool {
+	left, err := os.ReadDir(sandboxesDir(cfg))
+	return (err == nil && len(left) == 0 || errors.Is(err, os.ErrNotExist)) && newDaemon(cfg).runningPID() == 0
+}
+
+func sandboxesDir(cfg Config) string { return filepath.Join(cfg.RunDir, "sandboxes") }

@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -160,6 +161,7 @@ type inside struct {
 	PPID       int               `json:"ppid"`
 	Env        []string          `json:"env"`
 	Status     map[string]string `json:"status"`
+	Init       map[string]string `json:"init"`
 	Interfaces []string          `json:"interfaces"`
 	Processes  []string          `json:"processes"`
 	CWD        string            `json:"cwd"`
@@ -185,6 +187,9 @@ func TestIsolation(t *testing.T) {
 	in := look(t)
 	if in.UID != 1000 || in.GID != 1000 || in.PPID != 1 || in.CWD != "/var/task" {
 		t.Errorf("uid %d gid %d ppid %d cwd %s", in.UID, in.GID, in.PPID, in.CWD)
+	}
+	if len(in.Status) < 6 || !maps.Equal(in.Init, in.Status) {
+		t.Errorf("process 1 has other rights: %v, %v", in.Init, in.Status)
 	}
 	for k, v := range in.Status {
 		want := map[string]string{"NoNewPrivs": "1", "Seccomp": "2"}[k]

@@ -106,8 +106,11 @@ func linux(c sandbox.Config, l layout) *specs.Linux {
 		Namespaces: []specs.LinuxNamespace{
 			{Type: specs.UserNamespace, Path: l.userNS},
 			{Type: specs.NetworkNamespace, Path: l.networkNS},
-			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
-			{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
+			{Type: specs.PIDNamespace},
+			{Type: specs.IPCNamespace},
+			{Type: specs.UTSNamespace},
+			{Type: specs.MountNamespace},
+			{Type: specs.CgroupNamespace},
 		},
 		UIDMappings:       ids,
 		GIDMappings:       ids,

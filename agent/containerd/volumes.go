@@ -128,7 +128,7 @@ func (v *volumes) make(size int64) (volume, error) {
 		return volume{}, err
 	}
 	defer file.Close()
-	defer os.Remove(file.Name()) //nolint:errcheck // the next start removes what stays
+	defer os.Remove(file.Name()) // the next start removes what stays
 	if err := copySparse(file, template); err != nil {
 		return volume{}, err
 	}
@@ -145,7 +145,7 @@ func mountDetached(device string) (volume, error) {
 	if err != nil {
 		return volume{}, fmt.Errorf("open ext4 (needs Linux 5.2): %w", err)
 	}
-	defer unix.Close(fs) //nolint:errcheck // nothing was written
+	defer unix.Close(fs)
 	err = errors.Join(
 		unix.FsconfigSetString(fs, "source", device),
 		unix.FsconfigSetFlag(fs, "nobarrier"),     // nothing in it outlives the machine
@@ -168,9 +168,11 @@ func (v *volumes) template(size int64) (string, error) {
 	if path, ok := v.templates[size]; ok {
 		return path, nil
 	}
-	path := filepath.Join(v.dir, "template-"+strconv.FormatInt(size, 10)+".ext4")
-	if err := makeTemplate(path, size); err != nil {
-		return "", err
+	path := filepath.Join(v.dir, "template-"+strconv.FormatInt(size+overhead(size), 10)+".ext4")
+	if !exists(path) { // by an earlier process
+		if err := makeTemplate(path, size); err != nil {
+			return "", err
+		}
 	}
 	v.templates[size] = path
 	return path, nil

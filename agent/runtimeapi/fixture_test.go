@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,6 +83,8 @@ type agent struct {
 	url  string
 	ends chan error // what Serve returned, once
 	env  chan []string
+
+	stopped atomic.Bool
 }
 
 func newAgent(t *testing.T, start func(env []string) error) *agent {
@@ -98,7 +102,7 @@ func newAgent(t *testing.T, start func(env []string) error) *agent {
 				return nil
 			}
 			return start(env)
-		}})
+		}, Stop: func() { a.stopped.Store(true) }})
 	}()
 	t.Cleanup(func() { ours.Close() })
 	var hello frame.Hello
@@ -195,9 +199,7 @@ func (a *agent) try(method, path string, header http.Header, body io.Reader) (re
 	if err != nil {
 		return reply{}, err
 	}
-	for k, v := range header {
-		req.Header[k] = v
-	}
+	maps.Copy(req.Header, header)
 	if trailer, ok := body.(*trailing); ok {
 		req.Trailer = trailer.declared
 	}
@@ -219,9 +221,7 @@ type trailing struct {
 func (r *trailing) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
 	if errors.Is(err, io.EOF) {
-		for k, v := range r.values {
-			r.declared[k] = v
-		}
+		maps.Copy(r.declared, r.values)
 	}
 	return n, err
 }

@@ -44,6 +44,8 @@ type Config struct {
 	Runtime string
 	// Start starts the function's process with env ("KEY=value") beside what it has anyway.
 	Start func(env []string) error
+	// Stop ends that process when the agent's side has ended. The API is served until it returns.
+	Stop func()
 }
 
 // Serve greets the agent, starts the function when told which, and serves it until the agent says Shutdown (nil) or
@@ -60,6 +62,7 @@ func Serve(cfg Config) error {
 		_ = h.Serve(cfg.Listener) // ends when h is closed
 	}()
 	err := s.agentLoop()
+	cfg.Stop()
 	close(s.gone)
 	_ = h.Close() // nothing is left to be flushed
 	<-served

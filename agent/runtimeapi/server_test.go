@@ -47,8 +47,8 @@ func TestGoFunction(t *testing.T) {
 		}
 	}
 	a.send(frame.TypeShutdown, frame.Shutdown{Reason: "spindown"})
-	if err := a.end(); err != nil {
-		t.Errorf("Serve: %v", err)
+	if err := a.end(); err != nil || !a.stopped.Load() {
+		t.Errorf("Serve: %v, stopped %v", err, a.stopped.Load())
 	}
 }
 
@@ -238,12 +238,18 @@ func TestErrors(t *testing.T) {
 		header, body string
 		want         frame.Error
 	}{
-		"python": {"", `{"errorMessage":"bad","errorType":"ValueError","requestId":"","stackTrace":["  File \"app.py\"\n"]}`,
-			frame.Error{Type: "ValueError", Message: "bad", StackTrace: []string{"  File \"app.py\"\n"}}},
-		"node": {"", `{"errorType":"TypeError","errorMessage":"bad","trace":["TypeError: bad"," at x"]}`,
-			frame.Error{Type: "TypeError", Message: "bad", StackTrace: []string{"TypeError: bad", " at x"}}},
-		"go": {"", `{"errorType":"string","errorMessage":"boo","stackTrace":[{"path":"a/b.go","line":39,"label":"f"}]}`,
-			frame.Error{Type: "string", Message: "boo", StackTrace: []string{"a/b.go:39 f"}}},
+		"python": {
+			"", `{"errorMessage":"bad","errorType":"ValueError","requestId":"","stackTrace":["  File \"app.py\"\n"]}`,
+			frame.Error{Type: "ValueError", Message: "bad", StackTrace: []string{"  File \"app.py\"\n"}},
+		},
+		"node": {
+			"", `{"errorType":"TypeError","errorMessage":"bad","trace":["TypeError: bad"," at x"]}`,
+			frame.Error{Type: "TypeError", Message: "bad", StackTrace: []string{"TypeError: bad", " at x"}},
+		},
+		"go": {
+			"", `{"errorType":"string","errorMessage":"boo","stackTrace":[{"path":"a/b.go","line":39,"label":"f"}]}`,
+			frame.Error{Type: "string", Message: "boo", StackTrace: []string{"a/b.go:39 f"}},
+		},
 		"header only": {"Function.Odd", `{"errorMessage":"m"}`, frame.Error{Type: "Function.Odd", Message: "m"}},
 		"no JSON":     {"Function.Odd", `broken`, frame.Error{Type: "Function.Odd", Message: "broken"}},
 		"nothing":     {"", ``, frame.Error{Type: "Runtime.Unknown"}},

@@ -27,7 +27,7 @@ func linkUp(name string) error {
 	if err != nil {
 		return fmt.Errorf("open a socket: %w", err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	defer unix.Close(fd)
 	req, err := unix.NewIfreq(name)
 	if err != nil {
 		return fmt.Errorf("name %s: %w", name, err)

@@ -60,6 +60,7 @@ func start(argv, env []string) (int, error) {
 	defer null.Close()
 	forward := make(chan os.Signal, 16)
 	signal.Notify(forward, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	//nolint:gosec // running the function is the job
 	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{null.Fd(), 1, 2}})
 	if err != nil {
 		return 0, fmt.Errorf("start %s: %w", path, err)

@@ -33,13 +33,13 @@ func runRuntimeAPI(argv []string) (int, error) {
 	f := &function{argv: argv, ended: make(chan result, 1)}
 	served := make(chan error, 1)
 	go func() {
-		served <- runtimeapi.Serve(runtimeapi.Config{Agent: conn, Listener: listener, Runtime: "provided", Start: f.start})
+		served <- runtimeapi.Serve(runtimeapi.Config{Agent: conn, Listener: listener, Runtime: "provided", Start: f.start, Stop: f.stop})
 	}()
 	select {
 	case r := <-f.ended:
 		return r.status, r.err
 	case err := <-served:
-		return f.finish(err)
+		return finish(err)
 	}
 }
 
@@ -68,22 +68,18 @@ func (f *function) start(env []string) error {
 	return nil
 }
 
+// stop asks the function to end and gives it time; when it ends, so does the helper.
 func (f *function) stop() {
 	if f.pid != 0 {
 		_ = unix.Kill(f.pid, unix.SIGTERM) // it may have ended
+		time.Sleep(shutdownGrace)
 	}
 }
 
-// finish waits for the function after the agent's side ended: by Shutdown, by a failed start, or by its loss.
-func (f *function) finish(err error) (int, error) {
+// finish ends the sandbox whose agent's side ended: by Shutdown, by a failed start, or by its loss.
+func finish(err error) (int, error) {
 	if errors.Is(err, runtimeapi.ErrNotStarted) {
-		return 1, nil
+		return 1, nil // the agent knows
 	}
-	f.stop()
-	select {
-	case r := <-f.ended:
-		return r.status, r.err
-	case <-time.After(shutdownGrace):
-		return exitSetup, errors.Join(errors.New("the function did not end in time"), err)
-	}
+	return exitSetup, errors.Join(errors.New("the function did not end in time"), err)
 }

@@ -137,7 +137,7 @@ func parent() {
 func facts() map[string]any {
 	f := map[string]any{
 		"uid": os.Getuid(), "gid": os.Getgid(), "pid": os.Getpid(), "ppid": os.Getppid(),
-		"env": os.Environ(), "status": status(), "interfaces": interfaces(), "processes": processes(),
+		"env": os.Environ(), "status": status("self"), "init": status("1"), "interfaces": interfaces(), "processes": processes(),
 	}
 	f["hostname"], _ = os.Hostname()
 	f["cwd"], _ = os.Getwd()
@@ -154,8 +154,8 @@ func facts() map[string]any {
 	return f
 }
 
-func status() map[string]string {
-	b, _ := os.ReadFile("/proc/self/status")
+func status(pid string) map[string]string {
+	b, _ := os.ReadFile("/proc/" + pid + "/status")
 	out := map[string]string{}
 	for line := range strings.Lines(string(b)) {
 		if k, v, ok := strings.Cut(line, ":"); ok && (strings.HasPrefix(k, "Cap") || k == "Seccomp" || k == "NoNewPrivs") {

@@ -109,7 +109,7 @@ exports.handler = async (event) => {
 	wantEqual(t, e.Type+": "+e.Message, "CustomError: some error occurred")
 	wantEqual(t, e.RequestID, "req-1")
 	wantEqual(t, e.Trace[0], "CustomError: some error occurred")
-	wantContains(t, e.StackTrace[1], "at exports.handler (/var/task/index.js:5:33)")
+	wantContains(t, e.StackTrace[1], "at exports.handler (/var/task/index.js:5:32)")
 	log := p.newLog()
 	wantContains(t, log, "Z\treq-1\tINFO\tbefore\n", "Z\treq-1\tERROR\tInvoke Error \t{", `"errorType":"CustomError"`, `"code":"E7"`, `"stack":["CustomError: some error`)
 	e = p.failure(`"string"`)

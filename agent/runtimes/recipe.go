@@ -80,11 +80,11 @@ func nodeRecipe() recipe {
 
 func providedRecipe() recipe {
 	return recipe{
-		Name:           "provided",
-		Packages:       basePackages(),
-		Mode:           ModeRuntimeAPI,
-		Command:        []string{"/var/task/bootstrap"},
-		DownloadBytes:  36 << 20,
+		Name:          "provided",
+		Packages:      basePackages(),
+		Mode:          ModeRuntimeAPI,
+		Command:       []string{"/var/task/bootstrap"},
+		DownloadBytes: 36 << 20,
 	}
 }
 

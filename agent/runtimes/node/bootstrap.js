@@ -78,8 +78,15 @@ function describe(err) {
   if (!util.types.isNativeError(err) && !(err instanceof Error)) {
     return { errorType: typeof err, errorMessage: clip(asText(err)), trace: [], stackTrace: [] };
   }
-  const trace = clip(String(err.stack || '')).split('\n');
+  const trace = stackLines(err);
   return { errorType: String(err.name || 'Error'), errorMessage: clip(String(err.message)), trace, stackTrace: trace };
+}
+
+/** The lines of an error's stack, without those below the function's own code. */
+function stackLines(err) {
+  const lines = clip(String(err.stack || '')).split('\n');
+  const ours = lines.findIndex((line) => /^\s+at .*\/var\/runtime\/bootstrap\.js:/.test(line));
+  return ours > 0 ? lines.slice(0, ours) : lines;
 }
 
 function asText(value) {
@@ -331,7 +338,8 @@ class Invocation {
   /** The event loop is empty, so nothing more will come. */
   idle() {
     if (this.answered) return;
-    if (this.saved) this.saved();
+    if (this.stream) this.stream.end(() => this.answer(STREAM_END));
+    else if (this.saved) this.saved();
     else this.succeed(null);
   }
 
@@ -351,6 +359,7 @@ class Invocation {
   }
 
   answer(type, body) {
+    if (this.answered) return;
     this.answered = true;
     this.runner.finished();
     this.runner.connection.send(type, body);
@@ -374,7 +383,6 @@ class Invocation {
       stream.on('finish', resolve);
       stream.on('error', reject);
     });
-    this.saved = () => stream.end();
     Promise.all([handler(event, stream, this.context()), finished])
       .then(() => this.answer(STREAM_END), (err) => this.breakOff(err));
   }
@@ -486,7 +494,7 @@ class Runner {
 
   rejected(reason) {
     const err = reason instanceof Error ? reason : undefined;
-    const fault = new Fault('Runtime.UnhandledPromiseRejection', asText(reason), err && err.stack);
+    const fault = new Fault('Runtime.UnhandledPromiseRejection', err ? String(err) : asText(reason), err && err.stack);
     this.die(fault, 'Unhandled Promise Rejection', EXIT_UNHANDLED_REJECTION);
   }
 

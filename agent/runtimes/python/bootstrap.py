@@ -343,7 +343,7 @@ class Runner:
 
     def load(self, function):
         """Imports the function. A failure is told to the agent, and ends the process."""
-        os.environ.update(function["env"])
+        os.environ.update(function.get("env") or {})
         time.tzset()
         task_root = function["task_root"]
         function["memory_limit_mb"] = str(function["memory_limit_mb"])

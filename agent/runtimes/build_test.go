@@ -22,7 +22,7 @@ import (
 // tempImages are Images of their own in a temporary directory; downloads are shared with other tests.
 func tempImages(t *testing.T, cfg Config) *Images {
 	t.Helper()
-	cfg.StateDir = t.TempDir()
+	cfg.Dir = t.TempDir()
 	images, err := New(cfg)
 	must(t, err)
 	packages := filepath.Join(imageCache(t), "agent/runtimes/.cache/packages")

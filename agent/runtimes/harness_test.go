@@ -36,7 +36,7 @@ func imageCache(tb testing.TB) string {
 // testImage returns an image as Build makes it.
 func testImage(tb testing.TB, name string) *Image {
 	tb.Helper()
-	images, err := New(Config{StateDir: imageCache(tb), Progress: func(e Event) { tb.Logf("%s %s: %s", e.Runtime, e.Stage, e.Text) }})
+	images, err := New(Config{Dir: imageCache(tb), Progress: func(e Event) { tb.Logf("%s %s: %s", e.Runtime, e.Stage, e.Text) }})
 	if err != nil {
 		tb.Fatal(err)
 	}

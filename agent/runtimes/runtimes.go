@@ -32,9 +32,9 @@ const (
 
 // Config is what Images needs.
 type Config struct {
-	// StateDir is the state directory of the node; images are below agent/runtimes in it.
-	StateDir string
-	// CacheDir holds downloaded packages and unfinished images; StateDir/agent/runtimes/.cache if empty.
+	// Dir is where images are, such as /var/lib/mayfly/agent/runtimes; an absolute path.
+	Dir string
+	// CacheDir holds downloaded packages and unfinished images; DIR/.cache if empty.
 	CacheDir string
 	// Mirror is the URL of a Debian mirror. If empty: MAYFLY_DEBIAN_MIRROR, else the mirror that a host with
 	// Debian bookworm is set up with, else deb.debian.org.
@@ -90,12 +90,12 @@ type Images struct {
 	flight singleflight.Group
 }
 
-// New returns the images below cfg.StateDir.
+// New returns the images below cfg.Dir.
 func New(cfg Config) (*Images, error) {
-	if !filepath.IsAbs(cfg.StateDir) {
-		return nil, fmt.Errorf("runtimes: state directory %q is not an absolute path", cfg.StateDir)
+	if !filepath.IsAbs(cfg.Dir) {
+		return nil, fmt.Errorf("runtimes: directory %q is not an absolute path", cfg.Dir)
 	}
-	dir := filepath.Join(cfg.StateDir, "agent", "runtimes")
+	dir := cfg.Dir
 	if cfg.CacheDir == "" {
 		cfg.CacheDir = filepath.Join(dir, ".cache")
 	}

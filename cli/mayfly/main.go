@@ -29,6 +29,9 @@ func run() int {
 		Now:    time.Now, Sleep: sleep,
 		Host:            host.Local{Root: "/"},
 		InstallPackages: host.Install,
+
+		RunUp: runUp, RunServer: runServer, RunAgent: runAgent, StopSandboxes: stopSandboxes,
+		BuildRuntimes: buildRuntimes, ListLocalRuntimes: listLocalRuntimes,
 	}
 	return app.Run(ctx, os.Args[1:])
 }

@@ -8,7 +8,11 @@ import (
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
 
-const replaceWeights = "weights"
+const (
+	replaceWeights = "weights"
+	// weightSlack lets sums such as 0.1 + 0.2 + 0.7 pass.
+	weightSlack = 1e-9
+)
 
 type aliasService struct {
 	mayflyv1.UnimplementedAliasServiceServer
@@ -70,7 +74,7 @@ func checkRouting(view View, fn *mayflyv1.Function, version string, weights map[
 		}
 		sum += weight
 	}
-	if sum > 1 {
+	if sum > 1+weightSlack {
 		return invalid("weights add up to %v, which is more than 1", sum)
 	}
 	return nil

@@ -31,6 +31,7 @@ import (
 type View interface {
 	Index() uint64
 	Namespace(name string) (*mayflyv1.Namespace, bool)
+	NamespaceByAccount(id string) (*mayflyv1.Namespace, bool)
 	Namespaces() iter.Seq[*mayflyv1.Namespace]
 	Function(namespace, name string) (*mayflyv1.Function, bool)
 	Functions(namespace, after string) iter.Seq[*mayflyv1.Function]

@@ -117,7 +117,7 @@ func TestNodes(t *testing.T) {
 		t.Fatalf("%v, %v", list, err)
 	}
 	server, worker := list.GetNodes()[0], list.GetNodes()[1]
-	if !server.GetServer() || server.GetSandboxes() != 3 || server.GetState() != mayflyv1.NodeState_NODE_STATE_UP || server.GetMeta().GetRevision() != 1 {
+	if !server.GetServer() || server.GetSandboxes() != 3 || server.GetState() != mayflyv1.NodeState_NODE_STATE_UP || server.GetMeta().GetRevision() == 0 {
 		t.Errorf("server %v", server)
 	}
 	if worker.GetName() != "worker-1" || worker.GetState() != mayflyv1.NodeState_NODE_STATE_DOWN {

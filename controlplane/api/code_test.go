@@ -45,7 +45,9 @@ func TestUploadUseAndDownload(t *testing.T) {
 	if err != nil || !proto.Equal(created.GetFunction().GetCode(), code) {
 		t.Fatalf("%v, %v", created, err)
 	}
-	b.admin.publish(t, "f")
+	if _, err := b.admin.version.PublishVersion(testContext(t), &mayflyv1.PublishVersionRequest{Function: "f"}); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := b.admin.alias.CreateAlias(testContext(t), &mayflyv1.CreateAliasRequest{Function: "f", Name: "live", Version: "1"}); err != nil {
 		t.Fatal(err)
 	}

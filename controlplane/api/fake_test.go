@@ -68,7 +68,7 @@ func (s *fakeState) meta() *mayflyv1.Meta { return &mayflyv1.Meta{Revision: s.in
 
 func conflict(meta *mayflyv1.Meta, expected uint64) error {
 	if expected != 0 && expected != meta.GetRevision() {
-		return fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_REVISION_CONFLICT, "fake: revision")
+		return fault.New(codes.Aborted, mayflyv1.ErrorReason_ERROR_REASON_REVISION_CONFLICT, "fake: revision")
 	}
 	return nil
 }
@@ -173,6 +173,10 @@ func (s *fakeState) applyFunction(c *statev1.Command) (*statev1.Result, error) {
 		fn := proto.CloneOf(s.functions[u.GetNamespace()+"/"+u.GetFunction()])
 		if err := conflict(fn.GetMeta(), u.GetExpectedRevision()); err != nil {
 			return nil, err
+		}
+		last := s.versions[versionKey(u.GetNamespace(), u.GetFunction(), fn.GetLastVersion())]
+		if proto.Equal(last.GetCode(), fn.GetCode()) && proto.Equal(last.GetConfiguration(), fn.GetConfiguration()) {
+			return &statev1.Result{Resource: &statev1.Result_Version{Version: last}}, nil
 		}
 		version := s.publish(fn, u.GetDescription())
 		s.put(fn)
@@ -302,6 +306,15 @@ func (v *fakeView) Index() uint64 { return v.index }
 func (v *fakeView) Namespace(name string) (*mayflyv1.Namespace, bool) { return get(v.namespaces, name) }
 
 func (v *fakeView) Namespaces() iter.Seq[*mayflyv1.Namespace] { return maps.Values(v.namespaces) }
+
+func (v *fakeView) NamespaceByAccount(id string) (*mayflyv1.Namespace, bool) {
+	for _, ns := range v.namespaces {
+		if ns.GetAccountId() == id {
+			return ns, true
+		}
+	}
+	return nil, false
+}
 
 func (v *fakeView) Function(ns, name string) (*mayflyv1.Function, bool) {
 	return get(v.functions, ns+"/"+name)

@@ -70,15 +70,11 @@ func newFunction(ctx context.Context, view View, r *mayflyv1.CreateFunctionReque
 	if _, taken := view.Function(ns.GetName(), r.GetName()); taken {
 		return nil, alreadyExists("function %q exists already in namespace %q: update it, or choose another name", r.GetName(), ns.GetName())
 	}
-	return fn, checkNewQualifier(view, fn, url.GetQualifier(), r.GetPublish())
-}
-
-// checkNewQualifier lets the URL of a new function name what there will be: $LATEST, and version 1 if it is published too.
-func checkNewQualifier(view View, fn *mayflyv1.Function, qualifier string, publish bool) error {
-	if qualifier == "" || publish && qualifier == "1" {
-		return nil
+	if qualifier := url.GetQualifier(); qualifier != "" {
+		// Nothing but $LATEST exists yet.
+		return fn, qualifierExists(view, fn, qualifier)
 	}
-	return qualifierExists(view, fn, qualifier)
+	return fn, nil
 }
 
 func noCode() error {

@@ -51,7 +51,7 @@ func TestCreateFunctionFillsDefaults(t *testing.T) {
 	request := createRequest(t, "go")
 	request.Configuration = &mayflyv1.FunctionConfiguration{Runtime: "provided"}
 	request.Publish = true
-	request.Url = &mayflyv1.FunctionUrl{AuthType: mayflyv1.AuthType_AUTH_TYPE_NONE, Qualifier: "1"}
+	request.Url = &mayflyv1.FunctionUrl{AuthType: mayflyv1.AuthType_AUTH_TYPE_NONE, Qualifier: "$LATEST"}
 	response, err := b.admin.function.CreateFunction(testContext(t), request)
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
@@ -241,8 +242,14 @@ func (c *client) create(t *testing.T, name string) *mayflyv1.Function {
 	return response.GetFunction()
 }
 
+// publish changes the function first, as only a changed one gets a new version.
 func (c *client) publish(t *testing.T, name string) *mayflyv1.Version {
 	t.Helper()
+	if _, err := c.function.UpdateFunctionCode(testContext(t), &mayflyv1.UpdateFunctionCodeRequest{
+		Name: name, Code: &mayflyv1.UpdateFunctionCodeRequest_ZipFile{ZipFile: zipOf(t, entry{name: "hello.py", content: uuid.NewString()})},
+	}); err != nil {
+		t.Fatal(err)
+	}
 	response, err := c.version.PublishVersion(testContext(t), &mayflyv1.PublishVersionRequest{Function: name})
 	if err != nil {
 		t.Fatal(err)

@@ -125,16 +125,14 @@ func namespaceOf(ctx context.Context, view View, requested string, ref functionR
 	if ref.account == "" {
 		return namespace(ctx, view, requested)
 	}
-	for ns := range view.Namespaces() {
-		if ns.GetAccountId() != ref.account {
-			continue
-		}
-		if requested != "" && requested != ns.GetName() {
-			return nil, invalid("function is an ARN of namespace %q, but namespace is %q: give one", ns.GetName(), requested)
-		}
-		return namespace(ctx, view, ns.GetName())
+	ns, ok := view.NamespaceByAccount(ref.account)
+	if !ok {
+		return nil, fault.NotFound(mayflyv1.ErrorReason_ERROR_REASON_NAMESPACE_NOT_FOUND, "there is no namespace with the account %.100q", ref.account)
 	}
-	return nil, fault.NotFound(mayflyv1.ErrorReason_ERROR_REASON_NAMESPACE_NOT_FOUND, "there is no namespace with the account %.100q", ref.account)
+	if requested != "" && requested != ns.GetName() {
+		return nil, invalid("function is an ARN of namespace %q, but namespace is %q: give one", ns.GetName(), requested)
+	}
+	return namespace(ctx, view, ns.GetName())
 }
 
 func checkInvocation(r *mayflyv1.InvokeRequest) error {

@@ -72,13 +72,10 @@ func checkQuotas(q *mayflyv1.Quotas) error {
 
 // newAccountID draws 12 digits that no namespace has.
 func newAccountID(view View) string {
-	taken := map[string]bool{}
-	for ns := range view.Namespaces() {
-		taken[ns.GetAccountId()] = true
-	}
 	for {
 		n, _ := rand.Int(rand.Reader, big.NewInt(900_000_000_000)) // never fails
-		if id := fmt.Sprint(n.Int64() + 100_000_000_000); !taken[id] {
+		id := fmt.Sprint(n.Int64() + 100_000_000_000)
+		if _, taken := view.NamespaceByAccount(id); !taken {
 			return id
 		}
 	}

@@ -83,7 +83,7 @@ func function(ctx context.Context, view View, requested, field, name string) (*m
 // checkRevision refuses early what apply would refuse: the local copy is already past the expected revision. A copy that lags decides nothing.
 func checkRevision(what string, meta *mayflyv1.Meta, expected uint64) error {
 	if expected != 0 && meta.GetRevision() > expected {
-		return fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_REVISION_CONFLICT,
+		return fault.New(codes.Aborted, mayflyv1.ErrorReason_ERROR_REASON_REVISION_CONFLICT,
 			"expected_revision %d is not the revision of %s, which is %d: read it again", expected, what, meta.GetRevision())
 	}
 	return nil

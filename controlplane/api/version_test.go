@@ -16,6 +16,10 @@ func TestVersions(t *testing.T) {
 			t.Fatalf("number %d, want %d", got, want)
 		}
 	}
+	same, err := b.admin.version.PublishVersion(ctx, &mayflyv1.PublishVersionRequest{Function: "f"})
+	if err != nil || same.GetVersion().GetNumber() != 12 {
+		t.Fatalf("unchanged, but %v, %v", same, err)
+	}
 	got, err := b.admin.version.GetVersion(ctx, &mayflyv1.GetVersionRequest{Function: "f", Number: 12})
 	if err != nil || got.GetVersion().GetNumber() != 12 {
 		t.Fatalf("%v, %v", got, err)

@@ -196,6 +196,7 @@ func TestAgentRestart(t *testing.T) {
 	first, end := agentProcess(t, cfg)
 	defer end()
 	lives, ended := launch(t, first, probe(t, "sleep")), launch(t, first, probe(t, "exit", "9"))
+	generic := launch(t, first, probe(t, "await", "/var/task/go"))
 	ended.wait()
 	pid, uid := first.daemon.runningPID(), first.boxes[lives.ID].uid
 	end()
@@ -212,7 +213,7 @@ func TestAgentRestart(t *testing.T) {
 	}
 	ids, err := second.List(t.Context())
 	slices.Sort(ids)
-	want := []string{lives.ID, ended.ID, half}
+	want := []string{lives.ID, ended.ID, generic.ID, half}
 	slices.Sort(want)
 	if err != nil || !slices.Equal(ids, want) {
 		t.Errorf("List: %q, %v; want %q", ids, err, want)
@@ -223,6 +224,7 @@ func TestAgentRestart(t *testing.T) {
 	if exit, err := second.Wait(t.Context(), ended.ID); err != nil || exit.Code != 9 {
 		t.Errorf("Wait: %+v, %v; want status 9", exit, err)
 	}
+	placeLate(t, second, generic)
 	for _, id := range ids {
 		if err := second.Destroy(t.Context(), id); err != nil {
 			t.Errorf("Destroy: %v", err)
@@ -230,6 +232,23 @@ func TestAgentRestart(t *testing.T) {
 	}
 	if left := traces(t, cfg, second); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
+	}
+}
+
+// placeLate gives code to a sandbox that an earlier process made.
+func placeLate(t *testing.T, r *Runtime, b *running) {
+	t.Helper()
+	code := t.TempDir()
+	if err := os.WriteFile(filepath.Join(code, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	makeReachable(t, code)
+	if err := r.PlaceCode(t.Context(), b.ID, code); err != nil {
+		t.Fatal(err)
+	}
+	b.r = r
+	if exit := b.wait(); exit.Code != 0 {
+		t.Errorf("%+v, want it to find its code", exit)
 	}
 }
 
@@ -251,14 +270,7 @@ func TestContainerdDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "containerd runs again", func() bool { p := r.daemon.runningPID(); return p != 0 && p != pid })
-	code := t.TempDir()
-	if err := os.WriteFile(filepath.Join(code, "go"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	makeReachable(t, code)
-	if err := r.PlaceCode(t.Context(), b.ID, code); err != nil {
-		t.Fatal(err)
-	}
+	placeLate(t, r, b)
 	if e := <-exit; e.Code != 0 {
 		t.Errorf("%+v, want the sandbox to live on and end well", e)
 	}
@@ -321,7 +333,7 @@ func TestStopEndsEverything(t *testing.T) {
 			t.Errorf("cgroup left in %s", h)
 		}
 	}
-	if mounted, err := isMountPoint(r.shared); err != nil || mounted {
+	if m, err := findMount(r.shared); err != nil || m.found {
 		t.Errorf("%s is mounted still, %v", r.shared, err)
 	}
 }

@@ -9,13 +9,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// makeShared makes dir a mount of its own that passes later mounts on to the sandboxes. It is idempotent.
+// makeShared makes dir a mount of its own that passes later mounts on to the sandboxes. One that is shared already stays
+// as it is: sandboxes that live follow that very mount.
 func makeShared(dir string) error {
-	mounted, err := isMountPoint(dir)
-	if err != nil {
+	m, err := findMount(dir)
+	if err != nil || m.shared {
 		return err
 	}
-	if !mounted {
+	if !m.found {
 		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind %s: %w", dir, err)
 		}
@@ -29,17 +30,21 @@ func makeShared(dir string) error {
 	return nil
 }
 
-func isMountPoint(dir string) (bool, error) {
+// mountPoint is what mountinfo tells of a directory.
+type mountPoint struct{ found, shared bool }
+
+func findMount(dir string) (m mountPoint, err error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		return false, err
+		return m, err
 	}
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && f[4] == dir {
-			return true, nil
+		// Fields: id, parent, device, root, mount point, options, then optional ones up to a dash.
+		if f := strings.Fields(line); len(f) > 6 && f[4] == dir {
+			m = mountPoint{found: true, shared: strings.HasPrefix(f[6], "shared:")}
 		}
 	}
-	return false, nil
+	return m, nil
 }
 
 // bindReadOnly makes source appear at target, read-only from the first moment: a later read-only remount would not

@@ -70,7 +70,7 @@ func helperArgs(command []string) []string {
 	if len(command) > 0 && command[0] == helperDir+"/"+helperName {
 		command = command[1:]
 	}
-	if len(command) > 1 && command[1] == "--" {
+	if len(command) > 1 && command[1] == "--" && !strings.HasPrefix(command[0], "/") {
 		return command
 	}
 	return slices.Concat([]string{"exec", "--"}, command)

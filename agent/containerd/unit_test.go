@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -194,6 +195,20 @@ func TestConfigIsChecked(t *testing.T) {
 	for _, c := range []Config{{}, {StateDir: "/x", RunDir: "/y"}, {RunDir: "/y", Logger: slog.New(slog.DiscardHandler)}} {
 		if _, err := New(c); err == nil {
 			t.Errorf("%+v: no error", c)
+		}
+	}
+}
+
+func TestHelperArguments(t *testing.T) {
+	for _, c := range [][2][]string{
+		{{"/bin/sh", "-c", "x"}, {"exec", "--", "/bin/sh", "-c", "x"}},
+		{{"/bin/sh", "--", "x"}, {"exec", "--", "/bin/sh", "--", "x"}},
+		{{"exec", "--", "/bin/sh"}, {"exec", "--", "/bin/sh"}},
+		{{"runtime-api", "--", "/var/task/bootstrap"}, {"runtime-api", "--", "/var/task/bootstrap"}},
+		{{"/run/mayfly-helper/init", "runtime-api", "--", "/b"}, {"runtime-api", "--", "/b"}},
+	} {
+		if got := helperArgs(c[0]); !slices.Equal(got, c[1]) {
+			t.Errorf("%q: %q, want %q", c[0], got, c[1])
 		}
 	}
 }

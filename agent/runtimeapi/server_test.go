@@ -14,7 +14,7 @@ import (
 	"github.com/mayfly-faas/mayfly/agent/frame"
 )
 
-func startGo(t *testing.T) (*agent, *function) {
+func startGo(t *testing.T) *agent {
 	t.Helper()
 	f := &function{}
 	a := newAgent(t, f.start)
@@ -27,11 +27,11 @@ func startGo(t *testing.T) (*agent, *function) {
 	})
 	a.load()
 	a.expect(frame.TypeReady)
-	return a, f
+	return a
 }
 
 func TestGoFunction(t *testing.T) {
-	a, _ := startGo(t)
+	a := startGo(t)
 	deadline := time.Now().Add(time.Hour).UnixMilli()
 	for _, id := range []string{"first", "second"} {
 		a.invoke(frame.Invoke{
@@ -53,7 +53,7 @@ func TestGoFunction(t *testing.T) {
 }
 
 func TestGoFunctionReader(t *testing.T) {
-	a, _ := startGo(t)
+	a := startGo(t)
 	a.invoke(frame.Invoke{RequestID: "r"}, `"reader"`)
 	if got := a.expect(frame.TypeResult); string(got) != "from a reader" {
 		t.Errorf("got %q", got)
@@ -68,7 +68,7 @@ func TestGoFunctionErrors(t *testing.T) {
 		"large":         {Type: "Function.ResponseSizeTooLarge", Message: "Response payload size exceeded maximum allowed payload size (6291556 bytes)."},
 	} {
 		t.Run(event, func(t *testing.T) {
-			a, f := startGo(t)
+			a := startGo(t)
 			a.invoke(frame.Invoke{RequestID: "r"}, `"`+event+`"`)
 			var got frame.Error
 			a.expectJSON(frame.TypeError, &got)
@@ -78,7 +78,6 @@ func TestGoFunctionErrors(t *testing.T) {
 			if event == "panic" && (len(got.StackTrace) == 0 || !strings.Contains(got.StackTrace[0], ".go:")) {
 				t.Errorf("stack trace %q", got.StackTrace)
 			}
-			_ = f
 		})
 	}
 }

@@ -135,7 +135,7 @@ func (f *Fleet) findPlace(ctx context.Context, p *pending) error {
 	var holders []Holder
 	if !p.decided() {
 		f.pending = append(f.pending, p)
-		if p.refused[scheduler.WhyMemory] > 0 {
+		if p.refused.Crowded() {
 			holders = f.holders
 		}
 	}
@@ -187,7 +187,7 @@ func (f *Fleet) placeLocked(p *pending) {
 	case !refused.Passing():
 		p.err = p.noCapacity()
 		close(p.ready)
-	case refused[scheduler.WhyMemory] > 0:
+	case refused.Crowded():
 		f.crowded.Store(true)
 	}
 }
@@ -217,7 +217,7 @@ func (f *Fleet) schedulePendingLocked() {
 	if len(f.pending) == 0 {
 		return
 	}
-	tooMuch := map[string]int64{} // by runtime, the least memory refused in this pass
+	tooMuch := map[string]int64{} // by runtime, the least memory (CPU is in proportion) refused in this pass
 	f.pending = slices.DeleteFunc(f.pending, func(p *pending) bool {
 		if m, full := tooMuch[p.request.Runtime]; full && p.request.MemoryBytes >= m && !f.hasIdleLocked(p.key) {
 			return false
@@ -238,7 +238,7 @@ func (f *Fleet) hasIdleLocked(key versionKey) bool {
 
 func (f *Fleet) updateCrowdedLocked() {
 	if f.crowded.Load() {
-		f.crowded.Store(slices.ContainsFunc(f.pending, func(p *pending) bool { return p.refused[scheduler.WhyMemory] > 0 }))
+		f.crowded.Store(slices.ContainsFunc(f.pending, func(p *pending) bool { return p.refused.Crowded() }))
 	}
 }
 

@@ -62,6 +62,12 @@ func (f *Fleet) Acquire(ctx context.Context, spec *agentv1.SandboxSpec) (*Lease,
 	return lease, resp, err
 }
 
+// ScaleOut is how many sandboxes of a version a router asks for when so many invocations wait, are covered by starts,
+// or by idle sandboxes. The limit is Acquire's to keep: it tells the one that is over it.
+func (f *Fleet) ScaleOut(waiting, starting, idle int) int {
+	return scheduler.Starts(scheduler.Demand{Waiting: waiting, Starting: starting, Idle: idle, Limit: -1})
+}
+
 // admit counts the lease, recalling idle ones if the limit is reached.
 func (f *Fleet) admit(key versionKey) error {
 	for attempt := 0; ; attempt++ {

@@ -161,7 +161,7 @@ func newCluster(t *testing.T, memoryMB int64) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Router, err = New(Config{Logger: log, View: c.state.View, Home: localHome{c.fleet}}); err != nil {
+	if c.Router, err = New(Config{Logger: log, View: c.state.View, Home: localHome{c.fleet}, Starts: c.fleet.ScaleOut}); err != nil {
 		t.Fatal(err)
 	}
 	c.fleet.AddHolder(c.Router)

@@ -20,19 +20,13 @@ func Expired(idle []Idle, now time.Time, keepAlive time.Duration) []string {
 	return ids
 }
 
-// MakeRoom chooses the least valuable idle sandboxes that free at least need bytes together. It answers false, and no
-// ids, if all of them are too few. Least valuable is the one unused for longest, where each second of its start
-// counts as thirty seconds of use; none is chosen that the others make needless.
-func MakeRoom(idle []Idle, need int64) ([]string, bool) {
-	if need <= 0 {
+// MakeRoom chooses the least valuable idle sandboxes that free at least so many bytes and thousandths of a CPU
+// together. It answers false, and no ids, if all of them are too few. Least valuable is the one unused for longest, where
+// each second of its start counts as thirty seconds of use; none is chosen that the others make needless.
+func MakeRoom(idle []Idle, memory, cpus int64) ([]string, bool) {
+	spare := room{-memory, -cpus}
+	if spare.enough() {
 		return nil, true
-	}
-	var all int64
-	for i := range idle {
-		all += idle[i].MemoryBytes
-	}
-	if all < need {
-		return nil, false
 	}
 	order := slices.Clone(idle)
 	slices.SortFunc(order, func(a, b Idle) int {
@@ -41,43 +35,37 @@ func MakeRoom(idle []Idle, need int64) ([]string, bool) {
 		}
 		return strings.Compare(a.ID, b.ID)
 	})
-	return ids(prune(take(order, need), need)), true
+	for n := range order {
+		if spare.add(&order[n]); spare.enough() {
+			return spare.prune(order[:n+1]), true
+		}
+	}
+	return nil, false
+}
+
+// room is how much more than needed is free.
+type room struct{ memory, cpus int64 }
+
+func (r *room) add(i *Idle) {
+	r.memory += i.MemoryBytes
+	r.cpus += i.MilliCPUs
+}
+
+func (r *room) enough() bool { return r.memory >= 0 && r.cpus >= 0 }
+
+// prune gives the ids of the chosen but for those, the most valuable first, that needn't go.
+func (r *room) prune(chosen []Idle) []string {
+	var ids []string
+	for _, idle := range slices.Backward(chosen) {
+		without := room{r.memory - idle.MemoryBytes, r.cpus - idle.MilliCPUs}
+		if without.enough() {
+			*r = without
+			continue
+		}
+		ids = append(ids, idle.ID)
+	}
+	slices.Reverse(ids)
+	return ids
 }
 
 func worth(i *Idle) time.Time { return i.LastUsed.Add(initWorth * i.Init) }
-
-func take(order []Idle, need int64) []Idle {
-	var got int64
-	for n := range order {
-		if got += order[n].MemoryBytes; got >= need {
-			return order[:n+1]
-		}
-	}
-	return order
-}
-
-// prune drops, from the most valuable on, what isn't needed once larger ones are taken.
-func prune(chosen []Idle, need int64) []Idle {
-	spare := -need
-	for i := range chosen {
-		spare += chosen[i].MemoryBytes
-	}
-	var kept []Idle
-	for _, idle := range slices.Backward(chosen) {
-		if idle.MemoryBytes <= spare {
-			spare -= idle.MemoryBytes
-			continue
-		}
-		kept = append(kept, idle)
-	}
-	slices.Reverse(kept)
-	return kept
-}
-
-func ids(chosen []Idle) []string {
-	out := make([]string, len(chosen))
-	for i := range chosen {
-		out[i] = chosen[i].ID
-	}
-	return out
-}

@@ -12,18 +12,18 @@ const (
 	maxSpread      = 8
 )
 
-// Place finds the best node for a sandbox. Of nodes with free memory it takes the one with the highest score; if there
+// Place finds the best node for a sandbox. Of nodes with room it takes the one with the highest score; if there
 // is none it looks for one where idle sandboxes can make room. If neither is found, plan.Node is nil and the refusals
 // say why. Of equal nodes the first in the snapshot wins, so the answer depends on nothing else.
 func Place(s *Snapshot, r *Request) (Plan, Refusals) {
-	var refused [WhyMemory + 1]int
+	var refused [WhyCPU + 1]int
 	var best *Node
 	bestScore := 0
 	crowded := false
 	for _, n := range s.Nodes {
 		if why, ok := fits(s, n, r); !ok {
 			refused[why]++
-			crowded = crowded || why == WhyMemory
+			crowded = crowded || why >= WhyMemory
 			continue
 		}
 		if score := score(n, r); best == nil || score > bestScore {
@@ -58,7 +58,7 @@ func fits(s *Snapshot, n *Node, r *Request) (Why, bool) {
 		return WhyDown, false
 	case !slices.Contains(n.Runtimes, r.Runtime):
 		return WhyNoRuntime, false
-	case n.MemoryBytes < r.MemoryBytes:
+	case n.MemoryBytes < r.MemoryBytes, n.MilliCPUs < r.MilliCPUs:
 		return WhyTooSmall, false
 	case n.NotBefore.After(s.Now):
 		return WhyPaused, false
@@ -66,6 +66,8 @@ func fits(s *Snapshot, n *Node, r *Request) (Why, bool) {
 		return WhyStarting, false
 	case n.MemoryBytes-n.UsedMemoryBytes < r.MemoryBytes:
 		return WhyMemory, false
+	case n.MilliCPUs-n.UsedMilliCPUs < r.MilliCPUs:
+		return WhyCPU, false
 	}
 	return 0, true
 }
@@ -73,7 +75,7 @@ func fits(s *Snapshot, n *Node, r *Request) (Why, bool) {
 func score(n *Node, r *Request) int {
 	score := int(weightMemory * (n.MemoryBytes - n.UsedMemoryBytes - r.MemoryBytes) / n.MemoryBytes)
 	if n.MilliCPUs > 0 {
-		score += int(weightCPU * max(n.MilliCPUs-n.UsedMilliCPUs-r.MilliCPUs, -n.MilliCPUs) / n.MilliCPUs)
+		score += int(weightCPU * (n.MilliCPUs - n.UsedMilliCPUs - r.MilliCPUs) / n.MilliCPUs)
 	}
 	if n.Code[r.CodeDigest] > 0 {
 		score += weightCode
@@ -86,10 +88,10 @@ func placeByEviction(s *Snapshot, r *Request) (Plan, bool) {
 	var best Plan
 	bestScore := 0
 	for _, n := range s.Nodes {
-		if why, _ := fits(s, n, r); why != WhyMemory {
+		if why, ok := fits(s, n, r); ok || why < WhyMemory {
 			continue
 		}
-		evict, ok := MakeRoom(n.Idle, r.MemoryBytes-(n.MemoryBytes-n.UsedMemoryBytes))
+		evict, ok := MakeRoom(n.Idle, r.MemoryBytes-(n.MemoryBytes-n.UsedMemoryBytes), r.MilliCPUs-(n.MilliCPUs-n.UsedMilliCPUs))
 		if !ok {
 			continue
 		}

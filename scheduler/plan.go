@@ -19,7 +19,7 @@ type Snapshot struct {
 }
 
 // Node is one agent as the scheduler sees it. Memory is in bytes and counts every sandbox that lives, starts or is being
-// destroyed at its full limit; CPU is in thousandths and may be overcommitted.
+// destroyed at its full limit; CPU is in thousandths, likewise. An agent that overcommits its CPU says so by its capacity.
 type Node struct {
 	ID   string
 	Name string
@@ -83,13 +83,14 @@ const (
 	WhyPaused
 	WhyStarting
 	WhyMemory
+	WhyCPU
 )
 
 // String says it for people.
 func (w Why) String() string {
 	return [...]string{
-		"not connected", "no image of the runtime", "smaller than the function's memory",
-		"failed or refused a start moments ago", "busy starting sandboxes", "memory in use",
+		"not connected", "no image of the runtime", "smaller than the function needs",
+		"failed or refused a start moments ago", "busy starting sandboxes", "memory in use", "CPU in use",
 	}[w]
 }
 
@@ -107,6 +108,9 @@ func (r Refusals) Passing() bool {
 	}
 	return !up
 }
+
+// Crowded tells whether some node would do if fewer sandboxes lived there.
+func (r Refusals) Crowded() bool { return r[WhyMemory]+r[WhyCPU] > 0 }
 
 // String lists them, such as "2 nodes: memory in use; 1 node: not connected".
 func (r Refusals) String() string {

@@ -37,7 +37,7 @@ func TestPlacePrefers(t *testing.T) {
 	starting := node("starting", 1000, 0)
 	starting.Starting = 4
 	loaded := node("loaded", 1000, 0)
-	loaded.UsedMilliCPUs = 4000
+	loaded.UsedMilliCPUs = 3900
 	for _, c := range []struct {
 		name, want string
 		nodes      []*Node
@@ -67,6 +67,10 @@ func TestPlaceSaysWhy(t *testing.T) {
 	paused.NotBefore = at(1)
 	starting := node("starting", 1000, 0)
 	starting.Starting = 8
+	busy := node("busy", 1000, 0)
+	busy.UsedMilliCPUs = 3990
+	weak := node("weak", 1000, 0)
+	weak.MilliCPUs = 50
 	for _, c := range []struct {
 		why     Why
 		node    *Node
@@ -78,6 +82,8 @@ func TestPlaceSaysWhy(t *testing.T) {
 		{WhyPaused, paused, true},
 		{WhyStarting, starting, true},
 		{WhyMemory, node("full", 1000, 900), true},
+		{WhyCPU, busy, true},
+		{WhyTooSmall, weak, false},
 	} {
 		t.Run(c.why.String(), func(t *testing.T) {
 			p, refused := place(t, request(128), c.node)
@@ -113,6 +119,18 @@ func TestPlaceMakesRoomOnlyWhenItMust(t *testing.T) {
 	}
 }
 
+func TestPlaceMakesRoomForCPU(t *testing.T) {
+	n := node("n", 1000, 200)
+	n.UsedMilliCPUs = 3950
+	n.Idle = []Idle{
+		{ID: "small", MemoryBytes: 50 * mib, MilliCPUs: 10, LastUsed: at(-100)},
+		{ID: "large", MemoryBytes: 50 * mib, MilliCPUs: 100, LastUsed: at(-1)},
+	}
+	if p, refused := place(t, request(128), n); p.Node == nil || !slices.Equal(p.Evict, []string{"large"}) {
+		t.Fatalf("plan %+v, refusals %v", p, refused)
+	}
+}
+
 func TestMakeRoomValue(t *testing.T) {
 	idle := []Idle{
 		{ID: "dear", MemoryBytes: 100, LastUsed: at(-60), Init: 3 * time.Second},
@@ -129,12 +147,12 @@ func TestMakeRoomValue(t *testing.T) {
 		{400, []string{"cheap", "large"}},
 		{500, []string{"cheap", "large", "dear"}},
 	} {
-		got, ok := MakeRoom(idle, c.need)
+		got, ok := MakeRoom(idle, c.need, 0)
 		if !ok || !slices.Equal(got, c.want) {
 			t.Errorf("MakeRoom(%d) = %v, %v, want %v", c.need, got, ok, c.want)
 		}
 	}
-	if got, ok := MakeRoom(idle, 501); ok || got != nil {
+	if got, ok := MakeRoom(idle, 501, 0); ok || got != nil {
 		t.Errorf("MakeRoom(501) = %v, %v", got, ok)
 	}
 	if idle[0].ID != "dear" {
@@ -195,11 +213,13 @@ func drawNode(t *rapid.T, i int) *Node {
 	if rapid.Bool().Draw(t, "node18") {
 		n.Runtimes = []string{"nodejs18"}
 	}
-	left := n.UsedMemoryBytes
+	left, busy := n.UsedMemoryBytes, rapid.Int64Range(0, n.MilliCPUs).Draw(t, "cpus")
+	n.UsedMilliCPUs = busy
 	for j := range rapid.IntRange(0, 6).Draw(t, "idle") {
 		m := rapid.Int64Range(0, left).Draw(t, "m")
-		left -= m
-		n.Idle = append(n.Idle, Idle{ID: fmt.Sprintf("n%d-%d", i, j), MemoryBytes: m, LastUsed: at(-rapid.IntRange(0, 600).Draw(t, "age"))})
+		c := rapid.Int64Range(0, busy).Draw(t, "c")
+		left, busy = left-m, busy-c
+		n.Idle = append(n.Idle, Idle{ID: fmt.Sprintf("n%d-%d", i, j), MemoryBytes: m, MilliCPUs: c, LastUsed: at(-rapid.IntRange(0, 600).Draw(t, "age"))})
 	}
 	return n
 }
@@ -237,16 +257,17 @@ func checkRefused(t *rapid.T, s *Snapshot, r *Request, refused Refusals) {
 }
 
 func checkPlan(t *rapid.T, p Plan, r *Request) {
-	used := p.Node.UsedMemoryBytes + r.MemoryBytes
+	used, cpus := p.Node.UsedMemoryBytes+r.MemoryBytes, p.Node.UsedMilliCPUs+r.MilliCPUs
 	for _, id := range p.Evict {
 		i := slices.IndexFunc(p.Node.Idle, func(i Idle) bool { return i.ID == id })
 		if i < 0 {
 			t.Fatalf("evicts %s, which isn't idle on node %s", id, p.Node.ID)
 		}
 		used -= p.Node.Idle[i].MemoryBytes
+		cpus -= p.Node.Idle[i].MilliCPUs
 	}
-	if used > p.Node.MemoryBytes {
-		t.Fatalf("%d of %d bytes used after the plan", used, p.Node.MemoryBytes)
+	if used > p.Node.MemoryBytes || cpus > p.Node.MilliCPUs {
+		t.Fatalf("%d of %d bytes, %d of %d mCPU used after the plan", used, p.Node.MemoryBytes, cpus, p.Node.MilliCPUs)
 	}
 	if !p.Node.Up || p.Node.Starting >= p.Node.MaxStarting || !slices.Contains(p.Node.Runtimes, r.Runtime) {
 		t.Fatalf("plan breaks a filter: %+v", p.Node)
@@ -256,21 +277,23 @@ func checkPlan(t *rapid.T, p Plan, r *Request) {
 func TestMakeRoomProperties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := drawNode(t, 0)
-		need := rapid.Int64Range(0, 2048*mib).Draw(t, "need")
-		chosen, ok := MakeRoom(n.Idle, need)
-		var all, got int64
-		for _, i := range n.Idle {
-			all += i.MemoryBytes
-			if slices.Contains(chosen, i.ID) {
-				got += i.MemoryBytes
+		memory := rapid.Int64Range(0, 2048*mib).Draw(t, "memory")
+		cpus := rapid.Int64Range(0, 4000).Draw(t, "mCPU")
+		chosen, ok := MakeRoom(n.Idle, memory, cpus)
+		var all, got room
+		for i := range n.Idle {
+			all.add(&n.Idle[i])
+			if slices.Contains(chosen, n.Idle[i].ID) {
+				got.add(&n.Idle[i])
 			}
 		}
-		if ok != (all >= need) || (ok && got < need) {
-			t.Fatalf("need %d of %d, got %d, ok %v", need, all, got, ok)
+		enough := func(r room) bool { return r.memory >= memory && r.cpus >= cpus }
+		if ok != enough(all) || (ok && !enough(got)) {
+			t.Fatalf("need %d, %d of %+v, got %+v, ok %v", memory, cpus, all, got, ok)
 		}
 		for _, i := range n.Idle {
-			if slices.Contains(chosen, i.ID) && got-i.MemoryBytes >= need {
-				t.Fatalf("%s is removed needlessly: %d of %d bytes needed", i.ID, need, got)
+			if slices.Contains(chosen, i.ID) && enough(room{got.memory - i.MemoryBytes, got.cpus - i.MilliCPUs}) {
+				t.Fatalf("%s is removed needlessly: need %d, %d of %+v", i.ID, memory, cpus, got)
 			}
 		}
 	})
@@ -295,7 +318,7 @@ func BenchmarkPlace1000Nodes(b *testing.B) {
 	s := &Snapshot{Now: at(0)}
 	for i := range 1000 {
 		s.Nodes = append(s.Nodes, node(fmt.Sprintf("n%d", i), 16384, 0))
-		s.Nodes[i].MaxStarting = 1 << 30
+		s.Nodes[i].MaxStarting, s.Nodes[i].MilliCPUs = 1<<30, 64000
 	}
 	functions := make([]*Request, 500)
 	for i := range functions {

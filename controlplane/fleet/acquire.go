@@ -62,6 +62,12 @@ func (f *Fleet) Acquire(ctx context.Context, spec *agentv1.SandboxSpec) (*Lease,
 	return lease, resp, err
 }
 
+// ScaleOut is how many sandboxes of a version a router asks for when so many invocations wait, are covered by starts,
+// or by idle sandboxes. The limit is Acquire's to keep: it tells the one that is over it.
+func (f *Fleet) ScaleOut(waiting, starting, idle int) int {
+	return scheduler.Starts(scheduler.Demand{Waiting: waiting, Starting: starting, Idle: idle, Limit: -1})
+}
+
 // admit counts the lease, recalling idle ones if the limit is reached.
 func (f *Fleet) admit(key versionKey) error {
 	for attempt := 0; ; attempt++ {
@@ -135,7 +141,7 @@ func (f *Fleet) findPlace(ctx context.Context, p *pending) error {
 	var holders []Holder
 	if !p.decided() {
 		f.pending = append(f.pending, p)
-		if p.refused[scheduler.WhyMemory] > 0 {
+		if p.refused.Crowded() {
 			holders = f.holders
 		}
 	}
@@ -187,7 +193,7 @@ func (f *Fleet) placeLocked(p *pending) {
 	case !refused.Passing():
 		p.err = p.noCapacity()
 		close(p.ready)
-	case refused[scheduler.WhyMemory] > 0:
+	case refused.Crowded():
 		f.crowded.Store(true)
 	}
 }
@@ -217,7 +223,7 @@ func (f *Fleet) schedulePendingLocked() {
 	if len(f.pending) == 0 {
 		return
 	}
-	tooMuch := map[string]int64{} // by runtime, the least memory refused in this pass
+	tooMuch := map[string]int64{} // by runtime, the least memory (CPU is in proportion) refused in this pass
 	f.pending = slices.DeleteFunc(f.pending, func(p *pending) bool {
 		if m, full := tooMuch[p.request.Runtime]; full && p.request.MemoryBytes >= m && !f.hasIdleLocked(p.key) {
 			return false
@@ -238,7 +244,7 @@ func (f *Fleet) hasIdleLocked(key versionKey) bool {
 
 func (f *Fleet) updateCrowdedLocked() {
 	if f.crowded.Load() {
-		f.crowded.Store(slices.ContainsFunc(f.pending, func(p *pending) bool { return p.refused[scheduler.WhyMemory] > 0 }))
+		f.crowded.Store(slices.ContainsFunc(f.pending, func(p *pending) bool { return p.refused.Crowded() }))
 	}
 }
 

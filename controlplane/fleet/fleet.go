@@ -125,7 +125,7 @@ func setDefault[T int | time.Duration](v *T, d T) {
 type Fleet struct {
 	cfg Config
 	log *slog.Logger
-	// crowded is set while sandboxes wait for memory: idle leases are wanted back.
+	// crowded is set while sandboxes wait for others to go: idle leases are wanted back.
 	crowded atomic.Bool
 	// destroyWake has a token when destroys isn't empty.
 	destroyWake chan struct{}

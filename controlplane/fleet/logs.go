@@ -76,7 +76,7 @@ func (m *merger) run(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return ctxFault(ctx)
 		case e := <-m.events:
 			m.take(e)
 		case <-m.holdBack():

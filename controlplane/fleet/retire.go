@@ -161,7 +161,7 @@ func (f *Fleet) unblock() {
 	f.schedulePendingLocked()
 	waiting := 0
 	for _, p := range f.pending {
-		if p.refused[scheduler.WhyMemory] > 0 {
+		if p.refused.Crowded() {
 			waiting++
 		}
 	}

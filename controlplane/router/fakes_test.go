@@ -131,6 +131,8 @@ type fakeHome struct {
 	acquire func(ctx context.Context, spec *agentv1.SandboxSpec) (*agentv1.CreateSandboxResponse, error)
 	// invoke is what sandboxes do; nil: answer the payload.
 	invoke func(l *fakeLease, r *agentv1.InvokeRequest, emit func([]byte) error) (*agentv1.InvokeResponse, error)
+	// useless leases are recalled as soon as they are made: so many.
+	useless int
 	// reuse gives released sandboxes out again.
 	reuse bool
 
@@ -176,7 +178,10 @@ func (h *fakeHome) Acquire(ctx context.Context, spec *agentv1.SandboxSpec) (Leas
 	defer h.mu.Unlock()
 	h.leased++
 	h.maxLeased = max(h.maxLeased, h.leased)
-	return &fakeLease{home: h, spec: spec, id: id}, &agentv1.CreateSandboxResponse{InitDuration: durationpb.New(77)}, nil
+	l := &fakeLease{home: h, spec: spec, id: id}
+	l.unusable.Store(h.useless > 0)
+	h.useless--
+	return l, &agentv1.CreateSandboxResponse{InitDuration: durationpb.New(77)}, nil
 }
 
 func (l *fakeLease) fault(format string, args ...any) {

@@ -161,7 +161,7 @@ func newCluster(t *testing.T, memoryMB int64) *cluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Router, err = New(Config{Logger: log, View: c.state.View, Home: localHome{c.fleet}}); err != nil {
+	if c.Router, err = New(Config{Logger: log, View: c.state.View, Home: localHome{c.fleet}, Starts: c.fleet.ScaleOut}); err != nil {
 		t.Fatal(err)
 	}
 	c.fleet.AddHolder(c.Router)
@@ -188,7 +188,7 @@ func (c *cluster) run() {
 func (c *cluster) attach(a *fakeAgent) fleet.Session {
 	c.t.Helper()
 	s, err := c.fleet.Attach(context.Background(), &agentv1.Hello{
-		NodeId: "id", NodeName: "a", Capacity: &mayflyv1.NodeResources{MemoryBytes: a.memory, MilliCpus: 2000},
+		NodeId: "id", NodeName: "a", Capacity: &mayflyv1.NodeResources{MemoryBytes: a.memory, MilliCpus: 64000},
 		Runtimes: []*mayflyv1.RuntimeImage{{Runtime: "python3.11"}},
 	}, a)
 	if err != nil {

@@ -170,7 +170,9 @@ func (p *pool) ended(s *start, lease Lease, resp *agentv1.CreateSandboxResponse,
 	}
 	switch {
 	case err == nil && lease != nil:
-		return p.offerLocked(lease, resp)
+		useless := p.offerLocked(lease, resp)
+		p.coverLocked() // w, if the lease was recalled meanwhile or served one without a start
+		return useless
 	case w == nil:
 		p.router.log.Debug("a sandbox that nobody waits for was not started", "namespace", p.key.namespace, "function", p.key.name, "error", err)
 	case err != nil && s.ctx.Err() != nil && !w.expired && p.router.ctx.Err() == nil:

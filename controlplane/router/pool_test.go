@@ -300,3 +300,18 @@ func TestStopFailsWhatWaits(t *testing.T) {
 		}
 	})
 }
+
+// A lease may be recalled between its grant and its use: its waiter must not be forgotten.
+func TestRecalledBeforeUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newRig(t, nil)
+		defer g.run()()
+		g.state.put(active("f", 1))
+		g.home.useless = 2
+		began := time.Now()
+		g.mustInvoke("f")
+		if n, released, _, _ := g.home.counts(); n != 3 || released != 2 || time.Since(began) > 0 {
+			t.Errorf("%d acquired, %d released in %v", n, released, time.Since(began))
+		}
+	})
+}

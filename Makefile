@@ -15,8 +15,8 @@ FUZZTIME     ?= 30s
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 CACHE   := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/mayfly
 TOOLS   ?= $(CACHE)/tools
-# Runtime images that tests and bench share.
-RUNTIMES_DIR ?= $(CACHE)/runtimes
+# Runtime images that tests and bench share; sandboxes must be able to pass its parents.
+RUNTIMES_DIR ?= /var/cache/mayfly/runtimes
 
 # The tree may be no checkout, or one whose owner git distrusts: versions come from VERSION alone.
 export GOFLAGS := -buildvcs=false $(GOFLAGS)

@@ -81,11 +81,7 @@ func prepare() error {
 		}
 	}
 	if runtimesDir = os.Getenv("MAYFLY_RUNTIMES_DIR"); runtimesDir == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return err
-		}
-		runtimesDir = filepath.Join(cache, "mayfly", "runtimes")
+		runtimesDir = "/var/cache/mayfly/runtimes"
 	}
 	return command(root, binary, "runtime", "build", "--all", "--runtimes-dir", runtimesDir)
 }

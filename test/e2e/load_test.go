@@ -102,7 +102,7 @@ func TestServerAndAgentApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	identity := filepath.Join(dir, "identity")
-	in.mustCLI(t, "node", "enroll", "worker-1", "--out", identity)
+	in.mustCLI(t, "node", "enroll", "worker-1", "--identity", identity)
 	startAgent := func() *process {
 		agent, err := startProcess(filepath.Join(dir, "agent.log"), in.env(), "agent", "--state-dir", filepath.Join(dir, "w"), "--run-dir", filepath.Join(dir, "wr"),
 			"--runtimes-dir", runtimesDir, "--server", in.api, "--identity", identity)

@@ -142,6 +142,7 @@ type Fleet struct {
 	limits    limits
 	term      uint64
 	sequence  uint64
+	stopped   bool // Run has ended
 	// nodesChanged is closed and replaced when a node comes, goes or has other images.
 	nodesChanged chan struct{}
 }
@@ -166,7 +167,7 @@ func (f *Fleet) AddHolder(h Holder) {
 }
 
 // Run removes idle and outdated sandboxes, prepares functions and watches sessions until ctx ends, then ends all
-// sessions.
+// sessions. After that no agent may attach.
 func (f *Fleet) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return f.runDestroyer(ctx) })

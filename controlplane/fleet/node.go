@@ -56,6 +56,9 @@ func (f *Fleet) attach(hello *agentv1.Hello, w Worker, watched bool) (*session, 
 	s.touch()
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.stopped {
+		return nil, errStopping()
+	}
 	n := f.nodeLocked(hello.GetNodeId())
 	if n.session != nil {
 		f.detachLocked(n.session)
@@ -72,6 +75,10 @@ func (f *Fleet) attach(hello *agentv1.Hello, w Worker, watched bool) (*session, 
 	f.schedulePendingLocked()
 	f.log.Info("agent attached", "node", n.Name, "node_id", n.ID, "sandboxes", len(hello.GetSandboxes()))
 	return s, nil
+}
+
+func errStopping() error {
+	return fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_UNSPECIFIED, "this server is stopping: attach later")
 }
 
 func (f *Fleet) nodeLocked(id string) *node {
@@ -169,9 +176,11 @@ func (n *node) reset() {
 	n.used = nil
 }
 
+// endAllSessions ends those that there are, and lets no other begin.
 func (f *Fleet) endAllSessions() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.stopped = true
 	for _, n := range f.nodes {
 		if n.session != nil {
 			f.detachLocked(n.session)

@@ -7,6 +7,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
@@ -165,5 +167,8 @@ func TestRunEndsWithPreparationsUnderWay(t *testing.T) {
 		}
 		<-s.Done()
 		h.wantState("f", isPending)
+		if _, err := h.Attach(t.Context(), hello("b", 1000), w); fault.From(err).Code != codes.Unavailable {
+			t.Errorf("attached after the end: %v", err)
+		}
 	})
 }

@@ -118,10 +118,10 @@ func (f *Fleet) remoteOf(hello *agentv1.Hello) (*session, *remote) {
 }
 
 // receive takes what the agent sends until the lane or the session ends. The reader ends when the handler returns, as
-// gRPC then cancels the stream.
+// gRPC then cancels the stream; Run waits for it.
 func (s *Server) receive(stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse], r *remote, session *session) error {
 	ended := make(chan error, 1)
-	s.fleet.receivers.Go(func() {
+	started := s.fleet.join(func() {
 		for {
 			m, err := stream.Recv()
 			if err != nil {
@@ -136,6 +136,9 @@ func (s *Server) receive(stream grpc.BidiStreamingServer[agentv1.SessionRequest,
 			}
 		}
 	})
+	if !started {
+		return errStopping()
+	}
 	select {
 	case err := <-ended:
 		if errors.Is(err, io.EOF) {
@@ -145,6 +148,17 @@ func (s *Server) receive(stream grpc.BidiStreamingServer[agentv1.SessionRequest,
 	case <-session.Done():
 		return fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_NODE_LOST, "the session was ended: attach again")
 	}
+}
+
+// join runs a reader that Run waits for, unless Run has ended.
+func (f *Fleet) join(read func()) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return false
+	}
+	f.receivers.Go(read)
+	return true
 }
 
 // FetchBlob streams code to an agent.

@@ -60,7 +60,7 @@ func newWire(t *testing.T, change func(*Config)) *wire {
 		}
 	})
 	listener := bufconn.Listen(1 << 20)
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(16 << 20))
+	server := grpc.NewServer(grpc.MaxRecvMsgSize(16<<20), grpc.WaitForHandlers(true))
 	agentv1.RegisterSessionServiceServer(server, h.Server())
 	go server.Serve(listener)
 	conn, err := grpc.NewClient("passthrough:agent", grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -100,9 +100,9 @@ func TestCPUQuota(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// It spins for a second of wall-clock time: without the quota that is a second of CPU.
-	if u.CPU.Milliseconds() > 600 || u.PeakMemoryBytes == 0 {
-		t.Errorf("usage %+v at 0.2 CPUs", u)
+	// It spins on two threads for a second of wall-clock time: without the quota that is up to two seconds of CPU.
+	if u.CPU.Milliseconds() > 1500 || u.PeakMemoryBytes == 0 {
+		t.Errorf("usage %+v at one CPU", u)
 	}
 }
 
@@ -245,5 +245,14 @@ next:
 			}
 		}
 		t.Errorf("visible inside: %s", path)
+	}
+}
+
+func TestCPUIsSharedInProportion(t *testing.T) {
+	for milli, want := range map[int32][2]int64{1: {2, 100_000}, 72: {73, 100_000}, 1000: {1024, 100_000}, 3500: {3584, 350_000}} {
+		got := cpu(milli)
+		if int64(*got.Shares) != want[0] || *got.Quota != want[1] || *got.Period != 100_000 {
+			t.Errorf("%d mCPU: %d shares, %d µs in %d", milli, *got.Shares, *got.Quota, *got.Period)
+		}
 	}
 }

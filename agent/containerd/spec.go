@@ -21,6 +21,7 @@ const (
 	codeDir   = "/var/task"
 
 	cpuPeriod   = 100_000 // µs
+	minShares   = 2       // the kernel takes no less
 	maxFiles    = 1024    // as in Lambda
 	smallTmpfs  = "size=1m,mode=755"
 	sharedTmpfs = "size=64m,mode=1777"
@@ -125,12 +126,21 @@ func linux(c sandbox.Config, l layout) *specs.Linux {
 	}
 }
 
+// cpu shares the machine in proportion to milliCPUs when sandboxes compete. What is idle may be used, up to one CPU or
+// to its own number if that is more: a hard limit of a small function's share would make its start ten times as long.
+func cpu(milliCPUs int32) *specs.LinuxCPU {
+	return &specs.LinuxCPU{
+		Shares: new(max(uint64(milliCPUs)*1024/1000, minShares)),
+		Period: new(uint64(cpuPeriod)), Quota: new(int64(max(milliCPUs, 1000)) * cpuPeriod / 1000),
+	}
+}
+
 func resources(c sandbox.Config, limitSwap bool) *specs.LinuxResources {
 	r := &specs.LinuxResources{
 		Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}},
 		Pids:    &specs.LinuxPids{Limit: new(c.PIDs)},
 		Memory:  &specs.LinuxMemory{Limit: new(c.MemoryBytes)},
-		CPU:     &specs.LinuxCPU{Period: new(uint64(cpuPeriod)), Quota: new(int64(c.MilliCPUs) * cpuPeriod / 1000)},
+		CPU:     cpu(c.MilliCPUs),
 	}
 	if limitSwap {
 		r.Memory.Swap = new(c.MemoryBytes) // memory and swap together: no swap

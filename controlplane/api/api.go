@@ -53,7 +53,7 @@ type View interface {
 type Invocation struct {
 	Namespace string
 	Function  string
-	// Qualifier is a version number, an alias or $LATEST.
+	// Qualifier is a version number, an alias, $LATEST or empty, which is $LATEST too.
 	Qualifier string
 	// Payload is JSON.
 	Payload       []byte

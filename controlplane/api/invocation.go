@@ -110,12 +110,16 @@ func (s *invocationService) invocation(ctx context.Context, r *mayflyv1.InvokeRe
 	return in, nil
 }
 
+// oneQualifier stays empty if there is none: the ARN that the function sees has none then.
 func oneQualifier(inName, given string) (string, error) {
 	if inName != "" && given != "" && inName != given {
 		return "", invalid("function names the qualifier %.200q, but qualifier is %.200q: give one", inName, given)
 	}
 	if given == "" {
 		given = inName
+	}
+	if given == "" {
+		return "", nil
 	}
 	return checkQualifier("qualifier", given)
 }

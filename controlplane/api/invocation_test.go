@@ -32,13 +32,13 @@ func TestInvokePassesTheRequestOn(t *testing.T) {
 		r    *mayflyv1.InvokeRequest
 		want api.Invocation
 	}{
-		"defaults":   {&mayflyv1.InvokeRequest{Function: "f"}, api.Invocation{Namespace: "default", Function: "f", Qualifier: "$LATEST", Payload: []byte("{}")}},
+		"defaults":   {&mayflyv1.InvokeRequest{Function: "f"}, api.Invocation{Namespace: "default", Function: "f", Payload: []byte("{}")}},
 		"version":    {&mayflyv1.InvokeRequest{Function: "f:7", Qualifier: "7"}, api.Invocation{Namespace: "default", Function: "f", Qualifier: "7", Payload: []byte("{}")}},
 		"alias":      {&mayflyv1.InvokeRequest{Function: "f", Qualifier: "live"}, api.Invocation{Namespace: "default", Function: "f", Qualifier: "live", Payload: []byte("{}")}},
-		"namespace":  {&mayflyv1.InvokeRequest{Namespace: "team", Function: "f"}, api.Invocation{Namespace: "team", Function: "f", Qualifier: "$LATEST", Payload: []byte("{}")}},
+		"namespace":  {&mayflyv1.InvokeRequest{Namespace: "team", Function: "f"}, api.Invocation{Namespace: "team", Function: "f", Payload: []byte("{}")}},
 		"ARN":        {&mayflyv1.InvokeRequest{Function: "arn:aws:lambda:us-east-1:123456789012:function:f:live"}, api.Invocation{Namespace: "team", Function: "f", Qualifier: "live", Payload: []byte("{}")}},
-		"short ARN":  {&mayflyv1.InvokeRequest{Function: "123456789012:function:f"}, api.Invocation{Namespace: "team", Function: "f", Qualifier: "$LATEST", Payload: []byte("{}")}},
-		"everything": {&mayflyv1.InvokeRequest{Function: "f", Payload: []byte(` "x" `), LogTail: true, ClientContext: ` {"a":1}`, TraceId: "Root=1-x", Type: mayflyv1.InvocationType_INVOCATION_TYPE_REQUEST_RESPONSE}, api.Invocation{Namespace: "default", Function: "f", Qualifier: "$LATEST", Payload: []byte(` "x" `), LogTail: true, ClientContext: ` {"a":1}`, TraceID: "Root=1-x"}},
+		"short ARN":  {&mayflyv1.InvokeRequest{Function: "123456789012:function:f"}, api.Invocation{Namespace: "team", Function: "f", Payload: []byte("{}")}},
+		"everything": {&mayflyv1.InvokeRequest{Function: "f", Payload: []byte(` "x" `), LogTail: true, ClientContext: ` {"a":1}`, TraceId: "Root=1-x", Type: mayflyv1.InvocationType_INVOCATION_TYPE_REQUEST_RESPONSE}, api.Invocation{Namespace: "default", Function: "f", Payload: []byte(` "x" `), LogTail: true, ClientContext: ` {"a":1}`, TraceID: "Root=1-x"}},
 	} {
 		var header metadata.MD
 		response, err := b.admin.invoke.Invoke(testContext(t), test.r, grpc.Header(&header))

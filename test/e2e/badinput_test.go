@@ -57,7 +57,7 @@ func TestInvalidFunctionsAreRefused(t *testing.T) {
 		"memory":      {func(r *mayflyv1.CreateFunctionRequest) { r.Configuration.MemoryMb = 64 }, "INVALID_MEMORY"},
 		"much memory": {func(r *mayflyv1.CreateFunctionRequest) { r.Configuration.MemoryMb = 10241 }, "INVALID_MEMORY"},
 		"time-out":    {func(r *mayflyv1.CreateFunctionRequest) { r.Configuration.Timeout = durationpb.New(901 * time.Second) }, "INVALID_TIMEOUT"},
-		"no code":     {func(r *mayflyv1.CreateFunctionRequest) { r.Code = nil }, "INVALID_CODE"},
+		"no code":     {func(r *mayflyv1.CreateFunctionRequest) { r.Code = nil }, "INVALID_ARGUMENT"},
 		"no zip": {func(r *mayflyv1.CreateFunctionRequest) {
 			r.Code = &mayflyv1.CreateFunctionRequest_ZipFile{ZipFile: []byte("PK not a zip")}
 		}, "INVALID_CODE"},

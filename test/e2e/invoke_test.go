@@ -118,8 +118,8 @@ func TestGoFunction(t *testing.T) {
 	shared.mustCLI(t, "deploy", dir, "--name", "hello-go", "--runtime", "provided", "--handler", "bootstrap")
 	t.Cleanup(func() { shared.cli("", "function", "delete", "hello-go") })
 	for range 3 {
-		resp := shared.invoke(t, "hello-go", `{"name":"Ada"}`)
-		if resp.GetFunctionError() != "" || !strings.Contains(string(resp.GetPayload()), "Ada") {
+		resp := shared.invoke(t, "hello-go", `{}`)
+		if resp.GetFunctionError() != "" || !strings.Contains(string(resp.GetPayload()), "Hello World!") {
 			t.Fatalf("%s %s", resp.GetFunctionError(), resp.GetPayload())
 		}
 	}
@@ -140,12 +140,12 @@ def handler(event, context):
     if what == "odd": return object()
     return os.getpid()
 `)
-	f.timeout = time.Second
+	f.timeout = 4 * time.Second
 	shared.deploy(t, f)
 	for _, c := range []struct{ what, errorType, message string }{
 		{"raise", "ValueError", "bad luck"},
 		{"exit", "Runtime.ExitError", "exit status 7"},
-		{"sleep", "Sandbox.Timedout", "Task timed out after 1.00 seconds"},
+		{"sleep", "Sandbox.Timedout", "Task timed out after 4.00 seconds"},
 		{"memory", "Runtime.OutOfMemory", ""},
 		{"big", "Function.ResponseSizeTooLarge", ""},
 		{"odd", "Runtime.MarshalError", "not JSON serializable"},
@@ -290,7 +290,7 @@ func TestVersionsAndAliases(t *testing.T) {
 
 func TestReservedConcurrencyThrottles(t *testing.T) {
 	shared.deploy(t, python("one-only", "import time\ndef handler(e, c):\n    time.sleep(1)\n    return 1"))
-	shared.mustCLI(t, "function", "concurrency", "one-only", "1")
+	shared.mustCLI(t, "function", "concurrency", "set", "one-only", "1")
 	results := make(chan error, 3)
 	for range cap(results) {
 		go func() {

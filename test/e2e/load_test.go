@@ -21,7 +21,7 @@ func scale(short, long int) int {
 
 func TestThousandCallsAtOnce(t *testing.T) {
 	shared.deploy(t, python("busy", "import time\ndef handler(e, c):\n    time.sleep(0.02)\n    return e['n']"))
-	shared.mustCLI(t, "function", "concurrency", "busy", "20")
+	shared.mustCLI(t, "function", "concurrency", "set", "busy", "20")
 	var served, throttled, wrong int
 	var mu sync.Mutex
 	var callers sync.WaitGroup

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 	"unsafe"
@@ -43,9 +44,16 @@ func main() {
 	case "await":
 		await(os.Args[2])
 	case "spin":
-		for end := time.Now().Add(time.Second); time.Now().Before(end); {
-			_ = facts
+		end := time.Now().Add(time.Second)
+		var threads sync.WaitGroup
+		for range 2 {
+			threads.Go(func() {
+				for time.Now().Before(end) {
+					_ = facts
+				}
+			})
 		}
+		threads.Wait()
 	case "orphan":
 		orphan()
 	case "parent":

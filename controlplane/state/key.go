@@ -1,6 +1,9 @@
 package state
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"slices"
+)
 
 // The first byte of a row's key is its kind, for ever. Ids follow, each but the last ended by a NUL, so that rows of one
 // parent lie together and in order of their ids.
@@ -58,4 +61,4 @@ func splitProposalKey(k []byte) (index uint64, id string, ok bool) {
 }
 
 // after is the smallest key greater than k.
-func after(k []byte) []byte { return append(k[:len(k):len(k)], 0) }
+func after(k []byte) []byte { return append(slices.Clip(k), 0) }

@@ -376,7 +376,7 @@ func TestAccessKeys(t *testing.T) {
 	m.refused(invalid, createKey("AKIA3", "default", mayflyv1.Role_ROLE_UNSPECIFIED))
 	m.refused(badName, createKey("", "default", developer))
 	m.refused(conflict, updateKey(&statev1.UpdateAccessKey{Id: "AKIA1", ExpectedRevision: 1}))
-	u := m.ok(updateKey(&statev1.UpdateAccessKey{Id: "AKIA1", Disabled: proto.Bool(true), Description: proto.String("d"), ExpectedRevision: k.GetMeta().GetRevision()})).GetAccessKey()
+	u := m.ok(updateKey(&statev1.UpdateAccessKey{Id: "AKIA1", Disabled: new(true), Description: new("d"), ExpectedRevision: k.GetMeta().GetRevision()})).GetAccessKey()
 	if !u.GetDisabled() || u.GetDescription() != "d" || u.GetRole() != developer || u.GetMeta().GetRevision() != m.index {
 		t.Fatalf("updated key %v", u)
 	}

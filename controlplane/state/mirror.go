@@ -36,16 +36,21 @@ type keyed interface{ memKey() []byte }
 // byKey indexes objects by the key that they carry; queries pass key bytes.
 type byKey struct{}
 
+// FromArgs implements memdb.Indexer.
 func (byKey) FromArgs(args ...any) ([]byte, error) { return keyArg(args) }
 
+// FromObject implements memdb.SingleIndexer.
 func (byKey) FromObject(raw any) (bool, []byte, error) {
 	return true, raw.(keyed).memKey(), nil
 }
 
+// byAlt indexes entries by their second key.
 type byAlt struct{}
 
+// FromArgs implements memdb.Indexer.
 func (byAlt) FromArgs(args ...any) ([]byte, error) { return keyArg(args) }
 
+// FromObject implements memdb.SingleIndexer.
 func (byAlt) FromObject(raw any) (bool, []byte, error) {
 	alt := raw.(*entry).alt
 	return alt != nil, alt, nil

@@ -37,14 +37,16 @@ func anyCommand(t *rapid.T) *statev1.Command {
 			return c
 		},
 		func() *statev1.Command {
-			return updateConfiguration(&statev1.UpdateFunctionConfiguration{Name: fn(), ExpectedRevision: rev(),
+			return updateConfiguration(&statev1.UpdateFunctionConfiguration{
+				Name: fn(), ExpectedRevision: rev(),
 				Configuration: &mayflyv1.FunctionConfiguration{MemoryMb: int32(128 * n()), Environment: map[string]string{"A": "1", "B": fmt.Sprint(n()), "C": "3"}},
 				Replace:       rapid.SliceOfN(rapid.SampledFrom([]string{"tags", "environment", "description", "memory"}), 0, 2).Draw(t, "replace"),
-				Tags:          map[string]string{"x": fmt.Sprint(n()), "y": "z"}})
+				Tags:          map[string]string{"x": fmt.Sprint(n()), "y": "z"},
+			})
 		},
 		func() *statev1.Command { return deleteFunction(fn(), rev()) },
 		func() *statev1.Command { return setState(fn(), uint64(n()), mayflyv1.FunctionState(n()%4)) },
-		func() *statev1.Command { return reserve(fn(), proto.Int32(int32(n()*300-300))) },
+		func() *statev1.Command { return reserve(fn(), new(int32(n()*300-300))) },
 		func() *statev1.Command { return setURL(fn(), &mayflyv1.FunctionUrl{Qualifier: ver()}) },
 		func() *statev1.Command {
 			return publish(&statev1.PublishVersion{Function: fn(), ExpectedRevision: rev()})
@@ -71,7 +73,7 @@ func anyCommand(t *rapid.T) *statev1.Command {
 			return createKey(fmt.Sprint("AKIA", n()), rapid.SampledFrom([]string{"*", "default", "n1", "n9"}).Draw(t, "key ns"), mayflyv1.Role(n()))
 		},
 		func() *statev1.Command {
-			return updateKey(&statev1.UpdateAccessKey{Id: fmt.Sprint("AKIA", n()), Disabled: proto.Bool(true), ExpectedRevision: rev()})
+			return updateKey(&statev1.UpdateAccessKey{Id: fmt.Sprint("AKIA", n()), Disabled: new(true), ExpectedRevision: rev()})
 		},
 		func() *statev1.Command { return deleteKey(fmt.Sprint("AKIA", n())) },
 		func() *statev1.Command { return putNode(fmt.Sprint("id", n()), fmt.Sprint("node", n())) },

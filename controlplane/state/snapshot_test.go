@@ -96,7 +96,7 @@ func TestCrashWhileRestoring(t *testing.T) {
 		}
 		index := m.state.AppliedIndex()
 		m.close()
-		if !(n == 2 && index == 3) && !(n == 300 && index == 301) {
+		if (n != 2 || index != 3) && (n != 300 || index != 301) {
 			t.Fatalf("crash before operation %d: %d functions at entry %d", point, n, index)
 		}
 		crashed[fmt.Sprint(n)]++

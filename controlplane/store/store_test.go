@@ -253,6 +253,13 @@ func TestTransportNeedsCertificates(t *testing.T) {
 	if k, err := c.Read(b); err == nil && k > 0 && b[0] != 21 {
 		t.Fatalf("plain TCP was answered with %q", b[:k])
 	}
+	member := n.tls.Client.Clone()
+	member.ServerName = "127.0.0.1"
+	welcome, err := tls.Dial("tcp", n.Address(), member)
+	if err != nil {
+		t.Fatalf("a certificate of the cluster was refused: %v", err)
+	}
+	welcome.Close()
 	stranger, err := authority()
 	if err != nil {
 		t.Fatal(err)

@@ -29,7 +29,10 @@ type streamLayer struct {
 
 type address string
 
-func (address) Network() string  { return "tcp" }
+// Network implements net.Addr.
+func (address) Network() string { return "tcp" }
+
+// String implements net.Addr.
 func (a address) String() string { return string(a) }
 
 func newTransport(cfg *Config) (*raft.NetworkTransport, error) {

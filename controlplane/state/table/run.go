@@ -87,14 +87,17 @@ func (w *runWriter) cleanUp() error {
 // logger hands pebble's messages to slog. What pebble can't survive panics: the process must stop, and the Raft log makes up for what it lost.
 type logger struct{ log *slog.Logger }
 
+// Infof takes what is of interest when something is wrong.
 func (l logger) Infof(format string, args ...any) {
 	l.log.Debug("pebble", "message", fmt.Sprintf(format, args...))
 }
 
+// Errorf takes what pebble survives.
 func (l logger) Errorf(format string, args ...any) {
 	l.log.Error("pebble", "message", fmt.Sprintf(format, args...))
 }
 
+// Fatalf panics.
 func (l logger) Fatalf(format string, args ...any) {
 	l.log.Error("pebble can't go on", "message", fmt.Sprintf(format, args...))
 	panic("state table: " + fmt.Sprintf(format, args...))

@@ -161,7 +161,7 @@ func (t *Table) View() (View, error) {
 // Rows implements View.
 func (v view) Rows(prefix []byte) iter.Seq2[Row, error] {
 	return func(yield func(Row, error) bool) {
-		for ok := v.it.SeekGE(prefix); ok && hasPrefix(v.it.Key(), prefix); ok = v.it.Next() {
+		for ok := v.seek(prefix); ok && hasPrefix(v.it.Key(), prefix); ok = v.it.Next() {
 			value, err := v.it.ValueAndErr()
 			if err != nil {
 				yield(Row{}, fmt.Errorf("read table view: %w", err))
@@ -175,6 +175,14 @@ func (v view) Rows(prefix []byte) iter.Seq2[Row, error] {
 			yield(Row{}, fmt.Errorf("read table view: %w", err))
 		}
 	}
+}
+
+// seek goes to the first key not below prefix. Pebble wants no empty key.
+func (v view) seek(prefix []byte) bool {
+	if len(prefix) == 0 {
+		return v.it.First()
+	}
+	return v.it.SeekGE(prefix)
 }
 
 // Close implements View.

@@ -68,11 +68,13 @@ func (s *Store) prepare(path string, isNew bool) error {
 				return err
 			}
 		}
-		s.first, s.last = bounds(tx)
 		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("prepare raft log: %w", err)
+	}
+	if err := s.learnBounds(); err != nil {
+		return err
 	}
 	if isNew {
 		return syncDir(filepath.Dir(path))
@@ -151,10 +153,15 @@ func (s *Store) StoreLogs(logs []*raft.Log) error {
 // DeleteRange implements raft.LogStore.
 func (s *Store) DeleteRange(low, high uint64) error {
 	return s.update(func(tx *bbolt.Tx) error {
-		c := tx.Bucket([]byte(logsBucket)).Cursor()
-		// A delete moves the cursor, so each round seeks anew.
-		for k, _ := c.Seek(indexKey(low)); k != nil && binary.BigEndian.Uint64(k) <= high; k, _ = c.Seek(indexKey(low)) {
-			if err := c.Delete(); err != nil {
+		b := tx.Bucket([]byte(logsBucket))
+		// A cursor may not be moved on after deletes.
+		var keys [][]byte
+		c := b.Cursor()
+		for k, _ := c.Seek(indexKey(low)); k != nil && binary.BigEndian.Uint64(k) <= high; k, _ = c.Next() {
+			keys = append(keys, k)
+		}
+		for _, k := range keys {
+			if err := b.Delete(k); err != nil {
 				return err
 			}
 		}
@@ -164,16 +171,21 @@ func (s *Store) DeleteRange(low, high uint64) error {
 
 // update changes the file, synced, and learns the log's new bounds.
 func (s *Store) update(change func(tx *bbolt.Tx) error) error {
+	if err := s.db.Update(change); err != nil {
+		return fmt.Errorf("write raft log: %w", err)
+	}
+	return s.learnBounds()
+}
+
+// learnBounds reads in a transaction of its own: in one that has emptied pages, bbolt's Cursor.Last can loop for ever.
+func (s *Store) learnBounds() error {
 	var first, last uint64
-	err := s.db.Update(func(tx *bbolt.Tx) error {
-		if err := change(tx); err != nil {
-			return err
-		}
+	err := s.db.View(func(tx *bbolt.Tx) error {
 		first, last = bounds(tx)
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("write raft log: %w", err)
+		return fmt.Errorf("read the raft log's bounds: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

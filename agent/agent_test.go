@@ -38,11 +38,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type plane struct {
 	blobs    map[string][]byte
 	attached chan *agentv1.Hello
-	sessions chan *planeSession
 
 	mu      sync.Mutex
-	worker  Worker
-	refuse  bool
+	refuse  int                  // how many more times
+	during  func(*agentv1.Hello) // while an agent attaches
 	current *planeSession
 }
 
@@ -59,13 +58,16 @@ func (s *planeSession) Close() error {
 	return nil
 }
 
-func (p *plane) Attach(_ context.Context, h *agentv1.Hello, w Worker) (Session, error) {
+func (p *plane) Attach(_ context.Context, h *agentv1.Hello, _ Worker) (Session, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.refuse {
+	if p.refuse > 0 {
+		p.refuse--
 		return nil, errors.New("not now")
 	}
-	p.worker = w
+	if p.during != nil {
+		p.during(h)
+	}
 	p.current = &planeSession{reports: make(chan *agentv1.Report, 100_000), done: make(chan struct{})}
 	p.attached <- h
 	return p.current, nil
@@ -708,6 +710,23 @@ func (m *mute) Create(ctx context.Context, c sandbox.Config) error {
 	return m.Fake.Create(ctx, c)
 }
 
+// A function that answers and exits at once has answered.
+func TestAnswerThenExit(t *testing.T) {
+	fake := &sandbox.Fake{Handler: func(p *sandbox.FakeProcess, _ frame.Invoke, _ []byte) sandbox.FakeAnswer {
+		p.SendRaw(frame.Append(nil, frame.TypeResult, []byte("last words")))
+		p.Exit(1, false)
+		return sandbox.FakeAnswer{}
+	}}
+	n := newNode(t, fake, nil)
+	for range 50 {
+		id := n.create(nil)
+		if resp, err := n.call(id, ""); err != nil || string(resp.GetPayload()) != "last words" {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		n.gone(id)
+	}
+}
+
 func TestExitWhileIdle(t *testing.T) {
 	n := newNode(t, &sandbox.Fake{}, nil)
 	id := n.create(nil)
@@ -730,17 +749,9 @@ func TestDestroyedWhileBusy(t *testing.T) {
 		return sandbox.FakeAnswer{}
 	}}
 	n := newNode(t, fake, nil)
-	for name, end := range map[string]func(id string){
-		"destroy": func(id string) {
-			_, _ = n.DestroySandbox(context.Background(), &agentv1.DestroySandboxRequest{SandboxId: id, Grant: &agentv1.Grant{Term: 9}})
-		},
-		"shutdown": func(string) { _ = n.stop() },
-	} {
-		if name == "shutdown" {
-			continue
-		}
-		runLost(t, n, started, end)
-	}
+	runLost(t, n, started, func(id string) {
+		_, _ = n.DestroySandbox(context.Background(), &agentv1.DestroySandboxRequest{SandboxId: id, Grant: &agentv1.Grant{Term: 9}})
+	})
 	runLost(t, n, started, func(string) { _ = n.stop() })
 	if _, _, err := n.tryCreate(nil); err == nil {
 		t.Error("a sandbox after the end")
@@ -767,6 +778,7 @@ func TestSessionsComeAndGo(t *testing.T) {
 	n := newNode(t, &sandbox.Fake{}, nil)
 	id := n.create(nil)
 	n.plane.mu.Lock()
+	n.plane.refuse = 2
 	_ = n.plane.current.Close()
 	n.plane.mu.Unlock()
 	h := <-n.plane.attached
@@ -791,6 +803,23 @@ func TestSessionsComeAndGo(t *testing.T) {
 			break
 		}
 	}
+}
+
+// A sandbox that ends after the hello was written and before the session is there is reported then.
+func TestGoneWhileAttaching(t *testing.T) {
+	n := newNode(t, &sandbox.Fake{}, nil)
+	id := n.create(nil)
+	n.plane.mu.Lock()
+	n.plane.during = func(h *agentv1.Hello) {
+		if len(h.GetSandboxes()) == 1 {
+			n.fake.Kill(id)
+			n.gone(id)
+		}
+	}
+	_ = n.plane.current.Close()
+	n.plane.mu.Unlock()
+	<-n.plane.attached
+	n.plane.reported(t, id, agentv1.SandboxState_SANDBOX_STATE_GONE)
 }
 
 func TestLeftoversOfAnEarlierAgent(t *testing.T) {

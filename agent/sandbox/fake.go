@@ -55,7 +55,7 @@ type Fake struct {
 // FakeProcess is PID 1 of a fake sandbox.
 type FakeProcess struct {
 	// Context ends when the sandbox is destroyed.
-	Context context.Context //nolint:containedctx // it is the life of the process
+	Context context.Context // it is the life of the process
 	Config  Config
 	// Load is set once the process is loaded.
 	Load frame.Load
@@ -246,7 +246,7 @@ func (f *Fake) speak(p *FakeProcess) {
 }
 
 func (p *FakeProcess) send(t frame.Type, v any) {
-	body, _ := json.Marshal(v) //nolint:errchkjson // plain structs
+	body, _ := json.Marshal(v) // plain structs
 	p.SendRaw(frame.Append(nil, t, body))
 }
 

@@ -67,8 +67,10 @@ type Config struct {
 	NodeID   string // UUID
 	NodeName string
 	Version  string // of mayfly
-	// StateDir holds runtimes, code and logs: <state>/agent.
+	// StateDir holds code and logs: <state>/agent.
 	StateDir string
+	// RuntimesDir holds the runtime images; empty: runtimes in StateDir.
+	RuntimesDir string
 	// RunDir holds the sandboxes' sockets; keep it short.
 	RunDir  string
 	Runtime sandbox.Runtime
@@ -104,6 +106,7 @@ func (c Config) withDefaults() Config {
 	setDefault(&c.ReportInterval, time.Second)
 	setDefault(&c.ShutdownTimeout, 10*time.Second)
 	setDefault(&c.Logger, slog.New(slog.DiscardHandler))
+	setDefault(&c.RuntimesDir, filepath.Join(c.StateDir, "runtimes"))
 	c.Logs.Dir = filepath.Join(c.StateDir, "logs")
 	c.Logs.Logger = c.Logger
 	capacity := &mayflyv1.NodeResources{MemoryBytes: c.Capacity.GetMemoryBytes(), MilliCpus: c.Capacity.GetMilliCpus()}
@@ -182,7 +185,7 @@ func New(cfg Config) (*Agent, error) {
 		}
 	}
 	a := &Agent{cfg: cfg, log: cfg.Logger, instanceID: uuid.NewString(), room: newRoom(cfg.Capacity)}
-	a.images = &images{dir: filepath.Join(cfg.StateDir, "runtimes")}
+	a.images = &images{dir: cfg.RuntimesDir}
 	var err error
 	if a.logs, err = logs.Open(cfg.Logs); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)

@@ -203,6 +203,7 @@ func (x *SnapshotHeader) GetTerm() uint64 {
 }
 
 // SnapshotRow is a row of the table; a snapshot is a header and then rows in order of their keys, each with its length before it.
+// A row without key ends it; its value is a SnapshotTrailer.
 type SnapshotRow struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -255,6 +256,61 @@ func (x *SnapshotRow) GetValue() []byte {
 	return nil
 }
 
+// SnapshotTrailer proves that a snapshot is whole.
+type SnapshotTrailer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rows before it.
+	Rows uint64 `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	// CRC-32C over header and rows: each number as 8 bytes big-endian, each byte string after its length.
+	Crc32C        uint32 `protobuf:"fixed32,2,opt,name=crc32c,proto3" json:"crc32c,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SnapshotTrailer) Reset() {
+	*x = SnapshotTrailer{}
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SnapshotTrailer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SnapshotTrailer) ProtoMessage() {}
+
+func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
+func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SnapshotTrailer) GetRows() uint64 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *SnapshotTrailer) GetCrc32C() uint32 {
+	if x != nil {
+		return x.Crc32C
+	}
+	return 0
+}
+
 var File_mayfly_state_v1_record_proto protoreflect.FileDescriptor
 
 const file_mayfly_state_v1_record_proto_rawDesc = "" +
@@ -275,7 +331,10 @@ const file_mayfly_state_v1_record_proto_rawDesc = "" +
 	"\x04term\x18\x03 \x01(\x04R\x04term\"5\n" +
 	"\vSnapshotRow\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05valueB=Z;github.com/mayfly-faas/mayfly/proto/mayfly/state/v1;statev1b\x06proto3"
+	"\x05value\x18\x02 \x01(\fR\x05value\"=\n" +
+	"\x0fSnapshotTrailer\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x04R\x04rows\x12\x16\n" +
+	"\x06crc32c\x18\x02 \x01(\aR\x06crc32cB=Z;github.com/mayfly-faas/mayfly/proto/mayfly/state/v1;statev1b\x06proto3"
 
 var (
 	file_mayfly_state_v1_record_proto_rawDescOnce sync.Once
@@ -289,18 +348,19 @@ func file_mayfly_state_v1_record_proto_rawDescGZIP() []byte {
 	return file_mayfly_state_v1_record_proto_rawDescData
 }
 
-var file_mayfly_state_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_mayfly_state_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_mayfly_state_v1_record_proto_goTypes = []any{
 	(*AccessKeyRecord)(nil),       // 0: mayfly.state.v1.AccessKeyRecord
 	(*ClusterRecord)(nil),         // 1: mayfly.state.v1.ClusterRecord
 	(*SnapshotHeader)(nil),        // 2: mayfly.state.v1.SnapshotHeader
 	(*SnapshotRow)(nil),           // 3: mayfly.state.v1.SnapshotRow
-	(*v1.AccessKey)(nil),          // 4: mayfly.v1.AccessKey
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*SnapshotTrailer)(nil),       // 4: mayfly.state.v1.SnapshotTrailer
+	(*v1.AccessKey)(nil),          // 5: mayfly.v1.AccessKey
+	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
 }
 var file_mayfly_state_v1_record_proto_depIdxs = []int32{
-	4, // 0: mayfly.state.v1.AccessKeyRecord.access_key:type_name -> mayfly.v1.AccessKey
-	5, // 1: mayfly.state.v1.ClusterRecord.time:type_name -> google.protobuf.Timestamp
+	5, // 0: mayfly.state.v1.AccessKeyRecord.access_key:type_name -> mayfly.v1.AccessKey
+	6, // 1: mayfly.state.v1.ClusterRecord.time:type_name -> google.protobuf.Timestamp
 	2, // [2:2] is the sub-list for method output_type
 	2, // [2:2] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
@@ -319,7 +379,7 @@ func file_mayfly_state_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_state_v1_record_proto_rawDesc), len(file_mayfly_state_v1_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,178 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
+)
+
+var runtimeNames = []string{"python3.11", "nodejs18", "provided"}
+
+// configFlags are the flags of a function's configuration, shared by deploy and function update.
+type configFlags struct {
+	runtime, handler, description string
+	memory, tmp                   int32
+	timeout                       time.Duration
+	env, tags                     map[string]string
+}
+
+func (f *configFlags) add(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.runtime, "runtime", "", "runtime: python3.11, nodejs18 or provided")
+	flags.StringVar(&f.handler, "handler", "", "what is called: MODULE.FUNCTION for Python and Node")
+	flags.Int32Var(&f.memory, "memory", 0, "memory in MB, 128 to 10240 (default 128)")
+	flags.Int32Var(&f.tmp, "ephemeral-storage", 0, "size of /tmp in MB, 512 to 10240 (default 512)")
+	flags.DurationVar(&f.timeout, "timeout", 0, "time limit, 1s to 15m (default 3s)")
+	flags.StringToStringVar(&f.env, "env", nil, "environment variable KEY=VALUE (repeatable); the given ones replace all that were set")
+	flags.StringVar(&f.description, "description", "", "description for people")
+	flags.StringToStringVar(&f.tags, "tag", nil, "tag KEY=VALUE (repeatable); the given ones replace all that were set")
+	must(cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions(runtimeNames, cobra.ShellCompDirectiveNoFileComp)))
+}
+
+func (f *configFlags) configuration() *mayflyv1.FunctionConfiguration {
+	c := &mayflyv1.FunctionConfiguration{
+		Runtime: f.runtime, Handler: f.handler, Description: f.description,
+		MemoryMb: f.memory, EphemeralStorageMb: f.tmp, Environment: f.env,
+	}
+	if f.timeout != 0 {
+		c.Timeout = durationpb.New(f.timeout)
+	}
+	return c
+}
+
+// update is the request that changes what was given, or nil if nothing was.
+func (f *configFlags) update(cmd *cobra.Command) *mayflyv1.UpdateFunctionConfigurationRequest {
+	r := &mayflyv1.UpdateFunctionConfigurationRequest{Configuration: f.configuration(), Tags: f.tags}
+	given := false
+	for _, name := range []string{"runtime", "handler", "memory", "ephemeral-storage", "timeout"} {
+		given = given || cmd.Flags().Changed(name)
+	}
+	for flag, field := range map[string]string{"description": "description", "env": "environment", "tag": "tags"} {
+		if cmd.Flags().Changed(flag) {
+			r.Replace = append(r.Replace, field)
+		}
+	}
+	if !given && len(r.Replace) == 0 {
+		return nil
+	}
+	return r
+}
+
+func (a *App) functionUpdate() *cobra.Command {
+	var flags configFlags
+	var empty []string
+	var revision uint64
+	cmd := &cobra.Command{
+		Use: "update NAME", Short: "Change a function's configuration",
+		Long:    "Change a function's configuration. What is not given stays as it is; code is changed by `mayfly deploy`.",
+		Example: "  mayfly function update hello --memory 512 --timeout 30s\n  mayfly function update hello --clear env",
+		Args:    argsNamed("NAME"), ValidArgsFunction: a.completeFunctions,
+	}
+	flags.add(cmd)
+	revisionFlag(cmd, &revision)
+	cmd.Flags().StringSliceVar(&empty, "clear", nil, "empty these: env, tags, description")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		r, err := updateRequest(cmd, &flags, empty)
+		if err != nil {
+			return err
+		}
+		return a.with(cmd, func(ctx context.Context, c *client) error {
+			r.Namespace, r.Name, r.ExpectedRevision = c.namespace, args[0], revision
+			resp, err := c.functions.UpdateFunctionConfiguration(ctx, r)
+			if err != nil {
+				return err
+			}
+			return a.changed(resp, args[0], "Updated function %s", args[0])
+		})
+	}
+	return cmd
+}
+
+func updateRequest(cmd *cobra.Command, flags *configFlags, empty []string) (*mayflyv1.UpdateFunctionConfigurationRequest, error) {
+	r := flags.update(cmd)
+	if r == nil && len(empty) == 0 {
+		return nil, usagef("nothing to change: give at least one flag (see `%s --help`)", cmd.CommandPath())
+	}
+	if r == nil {
+		r = &mayflyv1.UpdateFunctionConfigurationRequest{Configuration: &mayflyv1.FunctionConfiguration{}}
+	}
+	fields := map[string]string{"env": "environment", "tags": "tags", "description": "description"}
+	for _, e := range empty {
+		field, ok := fields[e]
+		if !ok {
+			return nil, usagef("--clear %q is none of env, tags, description", e)
+		}
+		r.Replace = append(r.Replace, field)
+	}
+	return r, nil
+}
+
+func (a *App) functionDownload() *cobra.Command {
+	var file, qualifier string
+	cmd := &cobra.Command{
+		Use: "download NAME --file FILE", Short: "Download a function's deployment package",
+		Example: "  mayfly function download hello --qualifier 3 --file hello-3.zip",
+		Args:    argsNamed("NAME"), ValidArgsFunction: a.completeFunctions,
+	}
+	cmd.Flags().StringVar(&file, "file", "", "file to write (- for stdout)")
+	cmd.Flags().StringVar(&qualifier, "qualifier", "", "version or alias (default $LATEST)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if file == "" {
+			return usagef("--file is missing: where should the package go?")
+		}
+		return a.with(cmd, func(ctx context.Context, c *client) error {
+			stream, err := c.functions.DownloadCode(ctx, &mayflyv1.DownloadCodeRequest{
+				Namespace: c.namespace, Name: args[0], Qualifier: qualifier,
+			})
+			if err != nil {
+				return err
+			}
+			return a.saveCode(stream, file)
+		})
+	}
+	return cmd
+}
+
+func (a *App) saveCode(stream grpc.ServerStreamingClient[mayflyv1.DownloadCodeResponse], file string) error {
+	// The first message tells whether there is anything, before a file is made.
+	m, err := stream.Recv()
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if file == "-" {
+		return copyCode(a.Stdout, m, stream)
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return fmt.Errorf("write the package: %w", err)
+	}
+	err = errors.Join(copyCode(f, m, stream), f.Close())
+	if err != nil {
+		return errors.Join(err, os.Remove(file))
+	}
+	a.note("wrote %s", file)
+	return nil
+}
+
+func copyCode(w io.Writer, m *mayflyv1.DownloadCodeResponse, stream grpc.ServerStreamingClient[mayflyv1.DownloadCodeResponse]) error {
+	for {
+		if _, err := w.Write(m.GetChunk()); err != nil {
+			return fmt.Errorf("write the package: %w", err)
+		}
+		var err error
+		if m, err = stream.Recv(); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+	}
+}

@@ -27,6 +27,7 @@ import (
 
 	"github.com/mayfly-faas/mayfly/agent/frame"
 	"github.com/mayfly-faas/mayfly/agent/sandbox"
+	"github.com/mayfly-faas/mayfly/agent/sandbox/runtimetest"
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
@@ -105,7 +106,7 @@ func (p *plane) reported(t testing.TB, id string, state agentv1.SandboxState) *a
 type node struct {
 	*Agent
 	t      testing.TB
-	fake   *sandbox.Fake
+	fake   *runtimetest.Fake
 	plane  *plane
 	digest string
 	stop   func() error
@@ -139,7 +140,7 @@ func writeImage(t testing.TB, dir, name string) {
 }
 
 // newNode runs an agent over fake.
-func newNode(t testing.TB, fake *sandbox.Fake, change func(*Config)) *node {
+func newNode(t testing.TB, fake *runtimetest.Fake, change func(*Config)) *node {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "mfa")
 	if err != nil {
@@ -248,10 +249,10 @@ func (n *node) gone(id string) {
 
 func TestInvoke(t *testing.T) {
 	seen := make(chan frame.Invoke, 10)
-	fake := &sandbox.Fake{Peak: 31 << 20, Handler: func(p *sandbox.FakeProcess, in frame.Invoke, event []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Peak: 31 << 20, Handler: func(p *runtimetest.FakeProcess, in frame.Invoke, event []byte) runtimetest.FakeAnswer {
 		seen <- in
 		fmt.Fprintln(p.Log, "hello")
-		return sandbox.FakeAnswer{Result: append([]byte("got "), event...)}
+		return runtimetest.FakeAnswer{Result: append([]byte("got "), event...)}
 	}}
 	n := newNode(t, fake, nil)
 	id := n.create(nil)
@@ -284,8 +285,8 @@ func TestInvoke(t *testing.T) {
 }
 
 func TestLoad(t *testing.T) {
-	loads := make(chan *sandbox.FakeProcess, 1)
-	n := newNode(t, &sandbox.Fake{Init: func(p *sandbox.FakeProcess) *frame.Error { loads <- p; return nil }}, nil)
+	loads := make(chan *runtimetest.FakeProcess, 1)
+	n := newNode(t, &runtimetest.Fake{Init: func(p *runtimetest.FakeProcess) *frame.Error { loads <- p; return nil }}, nil)
 	n.create(nil)
 	p := <-loads
 	for k, want := range map[string]string{
@@ -318,11 +319,11 @@ func TestLoad(t *testing.T) {
 // Each way in which a function can fail, what its caller gets, and whether the sandbox survives.
 func TestFailures(t *testing.T) {
 	big := bytes.Repeat([]byte("x"), maxResponse+1)
-	handler := func(p *sandbox.FakeProcess, _ frame.Invoke, event []byte) sandbox.FakeAnswer {
+	handler := func(p *runtimetest.FakeProcess, _ frame.Invoke, event []byte) runtimetest.FakeAnswer {
 		fmt.Fprintln(p.Log, "working on", string(event))
 		switch string(event) {
 		case "error":
-			return sandbox.FakeAnswer{Error: &frame.Error{Type: "ValueError", Message: "bad \"value\"", StackTrace: []string{"line 1"}}}
+			return runtimetest.FakeAnswer{Error: &frame.Error{Type: "ValueError", Message: "bad \"value\"", StackTrace: []string{"line 1"}}}
 		case "exit 0":
 			p.Exit(0, false)
 		case "exit 3":
@@ -339,17 +340,17 @@ func TestFailures(t *testing.T) {
 			}
 			<-p.Context.Done()
 		case "large":
-			return sandbox.FakeAnswer{Result: big}
+			return runtimetest.FakeAnswer{Result: big}
 		case "huge":
 			p.SendRaw(frame.Append(nil, frame.TypeResult, make([]byte, frame.MaxBody+5)))
-			return sandbox.FakeAnswer{Result: []byte("late")}
+			return runtimetest.FakeAnswer{Result: []byte("late")}
 		case "nonsense":
 			p.SendRaw([]byte{0, 0, 0, 1, 99})
 			<-p.Context.Done()
 		}
-		return sandbox.FakeAnswer{Result: []byte("ok")}
+		return runtimetest.FakeAnswer{Result: []byte("ok")}
 	}
-	n := newNode(t, &sandbox.Fake{Handler: handler}, nil)
+	n := newNode(t, &runtimetest.Fake{Handler: handler}, nil)
 	const exited = "RequestId: req-1 Error: Runtime exited "
 	for _, c := range []struct {
 		event, errorType, message string
@@ -425,13 +426,13 @@ func TestFailures(t *testing.T) {
 }
 
 func TestStreams(t *testing.T) {
-	fake := &sandbox.Fake{Handler: func(_ *sandbox.FakeProcess, in frame.Invoke, event []byte) sandbox.FakeAnswer {
-		a := sandbox.FakeAnswer{Chunks: [][]byte{[]byte("one "), []byte("two")}}
+	fake := &runtimetest.Fake{Handler: func(_ *runtimetest.FakeProcess, in frame.Invoke, event []byte) runtimetest.FakeAnswer {
+		a := runtimetest.FakeAnswer{Chunks: [][]byte{[]byte("one "), []byte("two")}}
 		switch string(event) {
 		case "breaks":
 			a.Error = &frame.Error{Type: "E", Message: "m"}
 		case "breaks at once":
-			a = sandbox.FakeAnswer{Chunks: [][]byte{}, Error: &frame.Error{Type: "E", Message: "m"}}
+			a = runtimetest.FakeAnswer{Chunks: [][]byte{}, Error: &frame.Error{Type: "E", Message: "m"}}
 		case "large":
 			a.Chunks = slices.Repeat([][]byte{make([]byte, 1<<20)}, 7)
 		case "asked":
@@ -484,10 +485,10 @@ func TestStreams(t *testing.T) {
 func TestRefusals(t *testing.T) {
 	release := make(chan struct{})
 	started := make(chan struct{}, 1)
-	fake := &sandbox.Fake{Handler: func(*sandbox.FakeProcess, frame.Invoke, []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Handler: func(*runtimetest.FakeProcess, frame.Invoke, []byte) runtimetest.FakeAnswer {
 		started <- struct{}{}
 		<-release
-		return sandbox.FakeAnswer{Result: []byte("done")}
+		return runtimetest.FakeAnswer{Result: []byte("done")}
 	}}
 	n := newNode(t, fake, nil)
 	id := n.create(nil)
@@ -533,7 +534,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestLargeEvents(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
+	n := newNode(t, &runtimetest.Fake{}, nil)
 	id := n.create(nil)
 	for _, size := range []int{1, copyLimit, copyLimit + 1, sendLimit + 1, 1 << 20, 10, maxResponse} {
 		event := strings.Repeat("x", size)
@@ -545,7 +546,7 @@ func TestLargeEvents(t *testing.T) {
 
 func TestInitFailures(t *testing.T) {
 	var inits atomic.Int32
-	fake := &sandbox.Fake{Init: func(p *sandbox.FakeProcess) *frame.Error {
+	fake := &runtimetest.Fake{Init: func(p *runtimetest.FakeProcess) *frame.Error {
 		fmt.Fprintln(p.Log, "importing")
 		inits.Add(1)
 		switch p.Load.Handler {
@@ -596,7 +597,7 @@ func TestInitFailures(t *testing.T) {
 }
 
 func TestCreateErrors(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, func(c *Config) {
+	n := newNode(t, &runtimetest.Fake{}, func(c *Config) {
 		c.Capacity = &mayflyv1.NodeResources{MemoryBytes: 300 << 20, MilliCpus: 150}
 	})
 	for name, c := range map[string]struct {
@@ -643,7 +644,7 @@ func TestCreateErrors(t *testing.T) {
 func TestRuntimeFaults(t *testing.T) {
 	var mu sync.Mutex
 	fails := map[string]int{}
-	fake := &sandbox.Fake{Fault: func(op sandbox.FakeOp) error {
+	fake := &runtimetest.Fake{Fault: func(op runtimetest.FakeOp) error {
 		mu.Lock()
 		defer mu.Unlock()
 		key := fmt.Sprint(op.Name, " ", op.After)
@@ -672,7 +673,7 @@ func TestRuntimeFaults(t *testing.T) {
 
 func TestCallerOfCreateGoes(t *testing.T) {
 	loading := make(chan struct{})
-	fake := &sandbox.Fake{Init: func(p *sandbox.FakeProcess) *frame.Error {
+	fake := &runtimetest.Fake{Init: func(p *runtimetest.FakeProcess) *frame.Error {
 		close(loading)
 		<-p.Context.Done()
 		return nil
@@ -691,9 +692,9 @@ func TestCallerOfCreateGoes(t *testing.T) {
 }
 
 func TestBootstrapNeverSaysHello(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, func(c *Config) {
+	n := newNode(t, &runtimetest.Fake{}, func(c *Config) {
 		c.CreateTimeout = 100 * time.Millisecond
-		c.Runtime = &mute{Fake: c.Runtime.(*sandbox.Fake)}
+		c.Runtime = &mute{Fake: c.Runtime.(*runtimetest.Fake)}
 	})
 	id, _, err := n.tryCreate(nil)
 	if err == nil {
@@ -703,7 +704,7 @@ func TestBootstrapNeverSaysHello(t *testing.T) {
 }
 
 // mute makes sandboxes that find no socket.
-type mute struct{ *sandbox.Fake }
+type mute struct{ *runtimetest.Fake }
 
 func (m *mute) Create(ctx context.Context, c sandbox.Config) error {
 	c.SocketDir = "/nowhere"
@@ -712,10 +713,10 @@ func (m *mute) Create(ctx context.Context, c sandbox.Config) error {
 
 // A function that answers and exits at once has answered.
 func TestAnswerThenExit(t *testing.T) {
-	fake := &sandbox.Fake{Handler: func(p *sandbox.FakeProcess, _ frame.Invoke, _ []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Handler: func(p *runtimetest.FakeProcess, _ frame.Invoke, _ []byte) runtimetest.FakeAnswer {
 		p.SendRaw(frame.Append(nil, frame.TypeResult, []byte("last words")))
 		p.Exit(1, false)
-		return sandbox.FakeAnswer{}
+		return runtimetest.FakeAnswer{}
 	}}
 	n := newNode(t, fake, nil)
 	for range 50 {
@@ -728,7 +729,7 @@ func TestAnswerThenExit(t *testing.T) {
 }
 
 func TestExitWhileIdle(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
+	n := newNode(t, &runtimetest.Fake{}, nil)
 	id := n.create(nil)
 	n.fake.Kill(id)
 	s := n.plane.reported(t, id, agentv1.SandboxState_SANDBOX_STATE_GONE)
@@ -743,10 +744,10 @@ func TestExitWhileIdle(t *testing.T) {
 
 func TestDestroyedWhileBusy(t *testing.T) {
 	started := make(chan string, 1)
-	fake := &sandbox.Fake{Handler: func(p *sandbox.FakeProcess, _ frame.Invoke, _ []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Handler: func(p *runtimetest.FakeProcess, _ frame.Invoke, _ []byte) runtimetest.FakeAnswer {
 		started <- p.Config.ID
 		<-p.Context.Done()
-		return sandbox.FakeAnswer{}
+		return runtimetest.FakeAnswer{}
 	}}
 	n := newNode(t, fake, nil)
 	runLost(t, n, started, func(id string) {
@@ -775,7 +776,7 @@ func runLost(t *testing.T, n *node, started chan string, end func(string)) {
 }
 
 func TestSessionsComeAndGo(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
+	n := newNode(t, &runtimetest.Fake{}, nil)
 	id := n.create(nil)
 	n.plane.mu.Lock()
 	n.plane.refuse = 2
@@ -807,7 +808,7 @@ func TestSessionsComeAndGo(t *testing.T) {
 
 // A sandbox that ends after the hello was written and before the session is there is reported then.
 func TestGoneWhileAttaching(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
+	n := newNode(t, &runtimetest.Fake{}, nil)
 	id := n.create(nil)
 	n.plane.mu.Lock()
 	n.plane.during = func(h *agentv1.Hello) {
@@ -823,8 +824,9 @@ func TestGoneWhileAttaching(t *testing.T) {
 }
 
 func TestLeftoversOfAnEarlierAgent(t *testing.T) {
-	fake := &sandbox.Fake{}
-	if err := fake.Create(t.Context(), sandbox.Config{ID: uuid.NewString(), SocketDir: "/nowhere"}); err != nil {
+	fake := &runtimetest.Fake{}
+	old := sandbox.Config{ID: uuid.NewString(), RootFS: "/", SocketDir: "/nowhere", Command: []string{"sleep"}, MemoryBytes: 1, MilliCPUs: 1, PIDs: 1}
+	if err := fake.Create(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}
 	n := newNode(t, fake, func(c *Config) {
@@ -836,9 +838,9 @@ func TestLeftoversOfAnEarlierAgent(t *testing.T) {
 }
 
 func TestReadLogs(t *testing.T) {
-	fake := &sandbox.Fake{Handler: func(p *sandbox.FakeProcess, in frame.Invoke, _ []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Handler: func(p *runtimetest.FakeProcess, in frame.Invoke, _ []byte) runtimetest.FakeAnswer {
 		fmt.Fprintln(p.Log, "text of", in.RequestID)
-		return sandbox.FakeAnswer{Result: []byte("1")}
+		return runtimetest.FakeAnswer{Result: []byte("1")}
 	}}
 	n := newNode(t, fake, nil)
 	ids := []string{n.create(nil), n.create(nil)}
@@ -863,7 +865,7 @@ func TestReadLogs(t *testing.T) {
 }
 
 func TestPrepare(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
+	n := newNode(t, &runtimetest.Fake{}, nil)
 	if _, err := n.Prepare(t.Context(), &agentv1.PrepareRequest{Runtime: "fake", CodeDigest: n.digest}); err != nil || n.code.Bytes() == 0 {
 		t.Fatalf("%v, %d bytes", err, n.code.Bytes())
 	}
@@ -874,11 +876,11 @@ func TestPrepare(t *testing.T) {
 
 // Many callers, sandboxes that die at random: every call ends as it should and nothing is left.
 func TestManyCallers(t *testing.T) {
-	fake := &sandbox.Fake{Handler: func(p *sandbox.FakeProcess, _ frame.Invoke, event []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Handler: func(p *runtimetest.FakeProcess, _ frame.Invoke, event []byte) runtimetest.FakeAnswer {
 		if string(event) == "7" {
 			p.Exit(1, false)
 		}
-		return sandbox.FakeAnswer{Result: event}
+		return runtimetest.FakeAnswer{Result: event}
 	}}
 	n := newNode(t, fake, nil)
 	var all sync.WaitGroup
@@ -907,7 +909,7 @@ func TestManyCallers(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	n := newNode(t, &sandbox.Fake{}, func(c *Config) { c.Metrics = registry })
+	n := newNode(t, &runtimetest.Fake{}, func(c *Config) { c.Metrics = registry })
 	id := n.create(nil)
 	if _, err := n.call(id, ""); err != nil {
 		t.Fatal(err)
@@ -925,7 +927,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
-	good := Config{NodeID: "i", NodeName: "n", StateDir: t.TempDir(), RunDir: "/tmp/x", Runtime: &sandbox.Fake{}}
+	good := Config{NodeID: "i", NodeName: "n", StateDir: t.TempDir(), RunDir: "/tmp/x", Runtime: &runtimetest.Fake{}}
 	for name, change := range map[string]func(*Config){
 		"id": func(c *Config) { c.NodeID = "" }, "state": func(c *Config) { c.StateDir = "" }, "runtime": func(c *Config) { c.Runtime = nil },
 		"long": func(c *Config) { c.RunDir = "/" + strings.Repeat("x", maxRunDir) },
@@ -958,7 +960,7 @@ func TestFunctionError(t *testing.T) {
 }
 
 func BenchmarkInvoke(b *testing.B) {
-	n := newNode(b, &sandbox.Fake{}, nil)
+	n := newNode(b, &runtimetest.Fake{}, nil)
 	id := n.create(nil)
 	r := request(id, `{"key":"value"}`)
 	r.LogTail = false

@@ -114,7 +114,7 @@ func (c Config) withDefaults() Config {
 		capacity.MemoryBytes = machineMemory() / 4 * 3
 	}
 	if capacity.GetMilliCpus() == 0 {
-		capacity.MilliCpus = int32(runtime.NumCPU()) * 8000 //nolint:gosec // a few hundred CPUs
+		capacity.MilliCpus = int32(runtime.NumCPU()) * 8000 // a few hundred CPUs
 	}
 	c.Capacity = capacity
 	return c
@@ -132,7 +132,7 @@ func machineMemory() int64 {
 	if err := unix.Sysinfo(&info); err != nil {
 		return 1 << 30
 	}
-	return int64(info.Totalram) * int64(info.Unit) //nolint:gosec // bytes of memory
+	return int64(info.Totalram) * int64(info.Unit) // bytes of memory
 }
 
 func (c Config) validate() error {
@@ -169,7 +169,7 @@ type Agent struct {
 	tasks   sync.WaitGroup
 	gate    sync.RWMutex // held to begin a sandbox, and to stop that
 	closing bool
-	life    context.Context //nolint:containedctx // ends when what runs in the background must stop
+	life    context.Context // ends when what runs in the background must stop
 	end     context.CancelFunc
 }
 
@@ -287,7 +287,7 @@ func (a *Agent) destroyAll() error {
 // all iterates over the sandboxes.
 func (a *Agent) all() func(yield func(*box) bool) {
 	return func(yield func(*box) bool) {
-		a.boxes.Range(func(_, v any) bool { return yield(v.(*box)) }) //nolint:forcetypeassert // the map's only type
+		a.boxes.Range(func(_, v any) bool { return yield(v.(*box)) }) // the map's only type
 	}
 }
 
@@ -304,7 +304,7 @@ func (a *Agent) box(id string) *box {
 	if !ok {
 		return nil
 	}
-	return v.(*box) //nolint:forcetypeassert // the map's only type
+	return v.(*box) // the map's only type
 }
 
 // fetch reads code from the first control plane that has it.

@@ -1,16 +1,9 @@
 package agent
 
 import (
-	"archive/zip"
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,268 +15,19 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/goleak"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mayfly-faas/mayfly/agent/frame"
 	"github.com/mayfly-faas/mayfly/agent/sandbox"
+	"github.com/mayfly-faas/mayfly/agent/sandbox/runtimetest"
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// plane is a control plane in memory.
-type plane struct {
-	blobs    map[string][]byte
-	attached chan *agentv1.Hello
-	sessions chan *planeSession
-
-	mu      sync.Mutex
-	worker  Worker
-	refuse  bool
-	current *planeSession
-}
-
-type planeSession struct {
-	reports chan *agentv1.Report
-	done    chan struct{}
-	once    sync.Once
-}
-
-func (s *planeSession) Report(r *agentv1.Report) { s.reports <- r }
-func (s *planeSession) Done() <-chan struct{}    { return s.done }
-func (s *planeSession) Close() error {
-	s.once.Do(func() { close(s.done) })
-	return nil
-}
-
-func (p *plane) Attach(_ context.Context, h *agentv1.Hello, w Worker) (Session, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.refuse {
-		return nil, errors.New("not now")
-	}
-	p.worker = w
-	p.current = &planeSession{reports: make(chan *agentv1.Report, 100_000), done: make(chan struct{})}
-	p.attached <- h
-	return p.current, nil
-}
-
-func (p *plane) FetchBlob(_ context.Context, digest string) (io.ReadCloser, error) {
-	b, ok := p.blobs[digest]
-	if !ok {
-		return nil, fault.NotFound(mayflyv1.ErrorReason_ERROR_REASON_CODE_NOT_FOUND, "no code %s", digest)
-	}
-	return io.NopCloser(bytes.NewReader(b)), nil
-}
-
-// reported waits until a report has the status of a sandbox in a state.
-func (p *plane) reported(t testing.TB, id string, state agentv1.SandboxState) *agentv1.SandboxStatus {
-	t.Helper()
-	p.mu.Lock()
-	session := p.current
-	p.mu.Unlock()
-	limit := time.After(20 * time.Second)
-	for {
-		select {
-		case r := <-session.reports:
-			for _, s := range r.GetSandboxes() {
-				if s.GetSandboxId() == id && s.GetState() == state {
-					return s
-				}
-			}
-		case <-limit:
-			t.Fatalf("no report of %s as %v", id, state)
-		}
-	}
-}
-
-type node struct {
-	*Agent
-	t      testing.TB
-	fake   *sandbox.Fake
-	plane  *plane
-	digest string
-	stop   func() error
-	dir    string
-}
-
-func codeZip(t testing.TB) (data []byte, digest string) {
-	t.Helper()
-	var b bytes.Buffer
-	w := zip.NewWriter(&b)
-	f, err := w.Create("main.py")
-	if err == nil {
-		_, err = f.Write([]byte("code"))
-	}
-	if err := errors.Join(err, w.Close()); err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(b.Bytes())
-	return b.Bytes(), "sha256:" + hex.EncodeToString(sum[:])
-}
-
-func writeImage(t testing.TB, dir, name string) {
-	t.Helper()
-	d := filepath.Join(dir, "state", "runtimes", name)
-	manifest := `{"runtime":"` + name + `","version":"1.2","digest":"sha256:ab","size_bytes":5,"built_at":"2026-01-02T03:04:05Z","command":["/bin/x"],"mode":"exec"}`
-	err := errors.Join(os.MkdirAll(filepath.Join(d, "ab", "rootfs"), 0o755),
-		os.WriteFile(filepath.Join(d, "ab", "manifest.json"), []byte(manifest), 0o600), os.Symlink("ab", filepath.Join(d, "current")))
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// newNode runs an agent over fake.
-func newNode(t testing.TB, fake *sandbox.Fake, change func(*Config)) *node {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "mfa")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	data, digest := codeZip(t)
-	p := &plane{blobs: map[string][]byte{digest: data}, attached: make(chan *agentv1.Hello, 100)}
-	writeImage(t, dir, "fake")
-	cfg := Config{
-		NodeID: uuid.NewString(), NodeName: "n1", StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), Runtime: fake,
-		ControlPlanes: []ControlPlane{p}, Metrics: prometheus.NewRegistry(), ReportInterval: 20 * time.Millisecond,
-		Capacity: &mayflyv1.NodeResources{MemoryBytes: 100 << 30, MilliCpus: 1_000_000}, ExitGrace: 200 * time.Millisecond,
-	}
-	if testing.Verbose() {
-		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
-	}
-	if change != nil {
-		change(&cfg)
-	}
-	a, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := &node{Agent: a, t: t, fake: fake, plane: p, digest: digest, dir: dir}
-	n.run()
-	t.Cleanup(func() {
-		if err := n.stop(); err != nil {
-			t.Errorf("Run: %v", err)
-		}
-		n.clean()
-	})
-	return n
-}
-
-func (n *node) run() {
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- n.Run(ctx) }()
-	n.stop = sync.OnceValue(func() error {
-		cancel()
-		return <-ended
-	})
-	if len(n.cfg.ControlPlanes) > 0 {
-		<-n.plane.attached
-	}
-}
-
-// clean checks that nothing of any sandbox is left.
-func (n *node) clean() {
-	ids, _ := n.fake.List(context.Background())
-	left, _ := os.ReadDir(filepath.Join(n.cfg.RunDir, sandboxesDir))
-	if len(ids) != 0 || len(left) != 0 || n.count() != 0 || n.room.memory != 0 || n.room.cpus != 0 {
-		n.t.Errorf("left: containers %v, directories %v, sandboxes %d, memory %d, cpus %d", ids, left, n.count(), n.room.memory, n.room.cpus)
-	}
-	n.fake.Close()
-}
-
-func (n *node) spec() *agentv1.SandboxSpec {
-	return &agentv1.SandboxSpec{
-		Namespace: "default", Function: "f", Version: "$LATEST", Runtime: "fake", Handler: "main.handler", CodeDigest: n.digest,
-		MemoryBytes: 128 << 20, MilliCpus: 72, TmpBytes: 1 << 20, Timeout: durationpb.New(20 * time.Second), Region: "us-east-1",
-		Environment: map[string]string{"COLOUR": "red", "AWS_REGION": "mars"},
-	}
-}
-
-func (n *node) tryCreate(change func(*agentv1.SandboxSpec)) (string, *agentv1.CreateSandboxResponse, error) {
-	id := uuid.NewString()
-	spec := n.spec()
-	if change != nil {
-		change(spec)
-	}
-	resp, err := n.CreateSandbox(context.Background(), &agentv1.CreateSandboxRequest{SandboxId: id, Spec: spec, Grant: &agentv1.Grant{Term: 1, Sequence: 1}})
-	return id, resp, err
-}
-
-func (n *node) create(change func(*agentv1.SandboxSpec)) string {
-	n.t.Helper()
-	id, resp, err := n.tryCreate(change)
-	if err != nil || resp.GetInitError() != nil || resp.GetInitDuration().AsDuration() <= 0 {
-		n.t.Fatalf("create: %v, %v", resp, err)
-	}
-	return id
-}
-
-func (n *node) call(id, payload string) (*agentv1.InvokeResponse, error) {
-	return n.Invoke(context.Background(), request(id, payload), nil)
-}
-
-func request(id, payload string) *agentv1.InvokeRequest {
-	return &agentv1.InvokeRequest{RequestId: "req-1", SandboxId: id, Grant: &agentv1.Grant{Term: 1, Sequence: 1}, Payload: []byte(payload), InvokedArn: "arn:f", LogTail: true}
-}
-
-func (n *node) gone(id string) {
-	n.t.Helper()
-	b := n.box(id)
-	if b == nil {
-		return
-	}
-	select {
-	case <-b.gone:
-	case <-time.After(20 * time.Second):
-		n.t.Fatalf("sandbox %s is not gone but %v", id, b.machine().State)
-	}
-}
-
-func TestInvoke(t *testing.T) {
-	seen := make(chan frame.Invoke, 10)
-	fake := &sandbox.Fake{Peak: 31 << 20, Handler: func(p *sandbox.FakeProcess, in frame.Invoke, event []byte) sandbox.FakeAnswer {
-		seen <- in
-		fmt.Fprintln(p.Log, "hello")
-		return sandbox.FakeAnswer{Result: append([]byte("got "), event...)}
-	}}
-	n := newNode(t, fake, nil)
-	id := n.create(nil)
-	for range 3 {
-		r := request(id, `{"a":1}`)
-		r.InitDuration = durationpb.New(110 * time.Millisecond)
-		r.TraceId, r.ClientContext = "Root=1", `{"x":"é"}`
-		resp, err := n.Invoke(t.Context(), r, nil)
-		if err != nil || string(resp.GetPayload()) != `got {"a":1}` || resp.GetFunctionError() != "" || resp.GetSandboxGone() {
-			t.Fatalf("%v, %v", resp, err)
-		}
-		tail := string(resp.GetLogTail())
-		for _, want := range []string{"START RequestId: req-1 Version: $LATEST\nhello\nEND RequestId: req-1\nREPORT RequestId: req-1\tDuration: ", "Max Memory Used: 31 MB\tInit Duration: 110.00 ms\t\n"} {
-			if !strings.Contains(tail, want) {
-				t.Fatalf("tail %q has no %q", tail, want)
-			}
-		}
-		if r := resp.GetReport(); r.GetMemoryMb() != 128 || r.GetMaxMemoryUsedMb() != 31 || r.GetDuration().AsDuration() <= 0 {
-			t.Fatalf("report %v", r)
-		}
-		in := <-seen
-		if in.RequestID != "req-1" || in.ARN != "arn:f" || in.TraceID != "Root=1" || in.ClientContext != `{"x":"é"}` || time.Until(time.UnixMilli(in.DeadlineMS)) < 10*time.Second {
-			t.Fatalf("%+v", in)
-		}
-	}
-	if resp, err := n.call(id, ""); err != nil || string(resp.GetPayload()) != "got {}" {
-		t.Fatalf("empty payload: %v, %v", resp, err)
-	}
-	n.plane.reported(t, id, agentv1.SandboxState_SANDBOX_STATE_IDLE)
-}
-
 func TestLoad(t *testing.T) {
-	loads := make(chan *sandbox.FakeProcess, 1)
-	n := newNode(t, &sandbox.Fake{Init: func(p *sandbox.FakeProcess) *frame.Error { loads <- p; return nil }}, nil)
+	loads := make(chan *runtimetest.FakeProcess, 1)
+	n := newNode(t, &runtimetest.Fake{Init: func(p *runtimetest.FakeProcess) *frame.Error { loads <- p; return nil }}, nil)
 	n.create(nil)
 	p := <-loads
 	for k, want := range map[string]string{
@@ -313,237 +57,9 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// Each way in which a function can fail, what its caller gets, and whether the sandbox survives.
-func TestFailures(t *testing.T) {
-	big := bytes.Repeat([]byte("x"), maxResponse+1)
-	handler := func(p *sandbox.FakeProcess, _ frame.Invoke, event []byte) sandbox.FakeAnswer {
-		fmt.Fprintln(p.Log, "working on", string(event))
-		switch string(event) {
-		case "error":
-			return sandbox.FakeAnswer{Error: &frame.Error{Type: "ValueError", Message: "bad \"value\"", StackTrace: []string{"line 1"}}}
-		case "exit 0":
-			p.Exit(0, false)
-		case "exit 3":
-			p.Exit(3, false)
-		case "killed":
-			p.Exit(137, false)
-		case "segfault":
-			p.Exit(139, false)
-		case "oom":
-			p.Exit(137, true)
-		case "hang", "hang up":
-			if string(event) == "hang up" {
-				p.Disconnect()
-			}
-			<-p.Context.Done()
-		case "large":
-			return sandbox.FakeAnswer{Result: big}
-		case "huge":
-			p.SendRaw(frame.Append(nil, frame.TypeResult, make([]byte, frame.MaxBody+5)))
-			return sandbox.FakeAnswer{Result: []byte("late")}
-		case "nonsense":
-			p.SendRaw([]byte{0, 0, 0, 1, 99})
-			<-p.Context.Done()
-		}
-		return sandbox.FakeAnswer{Result: []byte("ok")}
-	}
-	n := newNode(t, &sandbox.Fake{Handler: handler}, nil)
-	const exited = "RequestId: req-1 Error: Runtime exited "
-	for _, c := range []struct {
-		event, errorType, message string
-		gone                      bool
-		log                       string
-	}{
-		{"error", "ValueError", "bad \"value\"", false, "END"},
-		{"exit 0", errorExit, exited + "without providing a reason", true, "Runtime.ExitError"},
-		{"exit 3", errorExit, exited + "with error: exit status 3", true, "exit status 3 (Runtime.ExitError)"},
-		{"killed", errorExit, exited + "with error: signal: killed", true, "Status: error\tError Type: Runtime.ExitError"},
-		{"segfault", errorExit, exited + "with error: signal: segmentation fault", true, ""},
-		{"oom", errorOutOfMemory, exited + "with error: signal: killed", true, "Max Memory Used: 128 MB\tStatus: error\tError Type: Runtime.OutOfMemory"},
-		{"hang", errorTimeout, "RequestId: req-1 Error: Task timed out after 0.30 seconds", true, "req-1 Task timed out after 0.30 seconds\nEND RequestId: req-1\nREPORT"},
-		{"hang up", errorExit, exited + "without providing a reason", true, ""},
-		{"nonsense", errorExit, exited + "without providing a reason", true, ""},
-		{"large", errorTooLarge, "Response payload size exceeded maximum allowed payload size (6291556 bytes).", false, "END"},
-	} {
-		t.Run(c.event, func(t *testing.T) {
-			id := n.create(func(s *agentv1.SandboxSpec) { s.Timeout = durationpb.New(20 * time.Second) })
-			if c.event == "hang" {
-				id = n.create(func(s *agentv1.SandboxSpec) { s.Timeout = durationpb.New(300 * time.Millisecond) })
-			}
-			resp, err := n.call(id, c.event)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got struct {
-				Type       string   `json:"errorType"`
-				Message    string   `json:"errorMessage"`
-				RequestID  string   `json:"requestId"`
-				StackTrace []string `json:"stackTrace"`
-			}
-			if err := json.Unmarshal(resp.GetPayload(), &got); err != nil {
-				t.Fatalf("%v: %q", err, resp.GetPayload())
-			}
-			if resp.GetFunctionError() != unhandled || got.Type != c.errorType || got.Message != c.message || resp.GetSandboxGone() != c.gone {
-				t.Fatalf("gone %v, error %q: %+v", resp.GetSandboxGone(), resp.GetFunctionError(), got)
-			}
-			if c.event == "error" && (got.RequestID != "req-1" || len(got.StackTrace) != 1) {
-				t.Fatalf("%+v", got)
-			}
-			if tail := string(resp.GetLogTail()); !strings.Contains(tail, c.log) || !strings.Contains(tail, "\nworking on "+c.event+"\n") {
-				t.Fatalf("log: %q", tail)
-			}
-			if c.gone {
-				n.plane.reported(t, id, agentv1.SandboxState_SANDBOX_STATE_GONE)
-				n.gone(id)
-				return
-			}
-			if resp, err := n.call(id, "fine"); err != nil || string(resp.GetPayload()) != "ok" {
-				t.Fatalf("the next invocation: %v, %v", resp, err)
-			}
-		})
-	}
-	t.Run("huge", func(t *testing.T) { // more than a frame may have; then an answer that nobody asked for
-		id := n.create(nil)
-		resp, err := n.call(id, "huge")
-		if err != nil || !bytes.Contains(resp.GetPayload(), []byte(errorTooLarge)) {
-			t.Fatalf("%v, %v", resp, err)
-		}
-		p := n.box(id)
-		for range 1000 { // until the unasked answer is there, which may take a moment
-			if p.attempt.link.quiet() != nil {
-				break
-			}
-			time.Sleep(time.Millisecond)
-		}
-		if _, err := n.call(id, "next"); !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_SANDBOX_GONE) {
-			t.Fatalf("the stale answer was taken for the next one: %v", err)
-		}
-		n.gone(id)
-	})
-}
-
-func TestStreams(t *testing.T) {
-	fake := &sandbox.Fake{Handler: func(_ *sandbox.FakeProcess, in frame.Invoke, event []byte) sandbox.FakeAnswer {
-		a := sandbox.FakeAnswer{Chunks: [][]byte{[]byte("one "), []byte("two")}}
-		switch string(event) {
-		case "breaks":
-			a.Error = &frame.Error{Type: "E", Message: "m"}
-		case "breaks at once":
-			a = sandbox.FakeAnswer{Chunks: [][]byte{}, Error: &frame.Error{Type: "E", Message: "m"}}
-		case "large":
-			a.Chunks = slices.Repeat([][]byte{make([]byte, 1<<20)}, 7)
-		case "asked":
-			a.Chunks = [][]byte{fmt.Append(nil, in.Stream)}
-		}
-		return a
-	}}
-	n := newNode(t, fake, nil)
-	id := n.create(nil)
-	stream := func(event string, fail error) (string, *agentv1.InvokeResponse) {
-		t.Helper()
-		r := request(id, event)
-		r.Stream = true
-		var got strings.Builder
-		resp, err := n.Invoke(t.Context(), r, func(b []byte) error {
-			got.Write(b)
-			return fail
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return got.String(), resp
-	}
-	if got, resp := stream("", nil); got != "one two" || !resp.GetStreamed() || len(resp.GetPayload()) != 0 {
-		t.Fatalf("%q, %v", got, resp)
-	}
-	if got, _ := stream("asked", nil); got != "true" {
-		t.Fatal("the function doesn't know that it may stream")
-	}
-	if got, resp := stream("", errors.New("the caller has gone")); got != "one " || resp.GetFunctionError() != "" {
-		t.Fatalf("%q, %v", got, resp)
-	}
-	if got, resp := stream("breaks", nil); got != "one two" || resp.GetFunctionError() != unhandled || !bytes.Contains(resp.GetPayload(), []byte(`"errorType":"E"`)) {
-		t.Fatalf("%q, %v", got, resp)
-	}
-	if got, resp := stream("breaks at once", nil); got != "" || resp.GetFunctionError() != unhandled || resp.GetStreamed() {
-		t.Fatalf("%q, %v", got, resp)
-	}
-	if got, _ := stream("large", nil); len(got) != 7<<20 {
-		t.Fatalf("%d bytes", len(got))
-	}
-	if resp, err := n.call(id, ""); err != nil || string(resp.GetPayload()) != "one two" || resp.GetStreamed() {
-		t.Fatalf("buffered: %v, %v", resp, err)
-	}
-	if resp, err := n.call(id, "large"); err != nil || !bytes.Contains(resp.GetPayload(), []byte(errorTooLarge)) || resp.GetSandboxGone() {
-		t.Fatalf("buffered, too large: %v, %v", resp.GetFunctionError(), err)
-	}
-}
-
-func TestRefusals(t *testing.T) {
-	release := make(chan struct{})
-	started := make(chan struct{}, 1)
-	fake := &sandbox.Fake{Handler: func(*sandbox.FakeProcess, frame.Invoke, []byte) sandbox.FakeAnswer {
-		started <- struct{}{}
-		<-release
-		return sandbox.FakeAnswer{Result: []byte("done")}
-	}}
-	n := newNode(t, fake, nil)
-	id := n.create(nil)
-	refused := func(r *agentv1.InvokeRequest) {
-		t.Helper()
-		if _, err := n.Invoke(t.Context(), r, nil); !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_SANDBOX_GONE) {
-			t.Errorf("%v", err)
-		}
-	}
-	refused(request(uuid.NewString(), ""))
-	low := request(id, "")
-	low.Grant = &agentv1.Grant{Term: 1}
-	refused(low)
-	if _, err := n.DestroySandbox(t.Context(), &agentv1.DestroySandboxRequest{SandboxId: id, Grant: low.Grant}); err == nil {
-		t.Error("destroyed under an old grant")
-	}
-	if _, err := n.Invoke(t.Context(), request(id, strings.Repeat("x", maxResponse+1)), nil); !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_PAYLOAD_TOO_LARGE) {
-		t.Errorf("%v", err)
-	}
-	cancelled, cancel := context.WithCancel(t.Context())
-	var all sync.WaitGroup
-	all.Go(func() {
-		// The caller goes, the function finishes.
-		if resp, err := n.Invoke(cancelled, request(id, ""), nil); err != nil || string(resp.GetPayload()) != "done" {
-			t.Errorf("%v, %v", resp, err)
-		}
-	})
-	<-started
-	cancel()
-	refused(request(id, ""))
-	close(release)
-	all.Wait()
-	if _, err := n.Invoke(cancelled, request(id, ""), nil); err == nil {
-		t.Error("invoked for a caller that had gone")
-	}
-	high := request(id, "")
-	high.Grant = &agentv1.Grant{Term: 2}
-	if _, err := n.Invoke(t.Context(), high, nil); err != nil {
-		t.Error(err)
-	}
-	<-started
-	refused(request(id, ""))
-}
-
-func TestLargeEvents(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
-	id := n.create(nil)
-	for _, size := range []int{1, copyLimit, copyLimit + 1, sendLimit + 1, 1 << 20, 10, maxResponse} {
-		event := strings.Repeat("x", size)
-		if resp, err := n.call(id, event); err != nil || string(resp.GetPayload()) != event {
-			t.Fatalf("%d bytes: %v", size, err)
-		}
-	}
-}
-
 func TestInitFailures(t *testing.T) {
 	var inits atomic.Int32
-	fake := &sandbox.Fake{Init: func(p *sandbox.FakeProcess) *frame.Error {
+	fake := &runtimetest.Fake{Init: func(p *runtimetest.FakeProcess) *frame.Error {
 		fmt.Fprintln(p.Log, "importing")
 		inits.Add(1)
 		switch p.Load.Handler {
@@ -594,7 +110,7 @@ func TestInitFailures(t *testing.T) {
 }
 
 func TestCreateErrors(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, func(c *Config) {
+	n := newNode(t, &runtimetest.Fake{}, func(c *Config) {
 		c.Capacity = &mayflyv1.NodeResources{MemoryBytes: 300 << 20, MilliCpus: 150}
 	})
 	for name, c := range map[string]struct {
@@ -641,7 +157,7 @@ func TestCreateErrors(t *testing.T) {
 func TestRuntimeFaults(t *testing.T) {
 	var mu sync.Mutex
 	fails := map[string]int{}
-	fake := &sandbox.Fake{Fault: func(op sandbox.FakeOp) error {
+	fake := &runtimetest.Fake{Fault: func(op runtimetest.FakeOp) error {
 		mu.Lock()
 		defer mu.Unlock()
 		key := fmt.Sprint(op.Name, " ", op.After)
@@ -670,7 +186,7 @@ func TestRuntimeFaults(t *testing.T) {
 
 func TestCallerOfCreateGoes(t *testing.T) {
 	loading := make(chan struct{})
-	fake := &sandbox.Fake{Init: func(p *sandbox.FakeProcess) *frame.Error {
+	fake := &runtimetest.Fake{Init: func(p *runtimetest.FakeProcess) *frame.Error {
 		close(loading)
 		<-p.Context.Done()
 		return nil
@@ -689,9 +205,9 @@ func TestCallerOfCreateGoes(t *testing.T) {
 }
 
 func TestBootstrapNeverSaysHello(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, func(c *Config) {
+	n := newNode(t, &runtimetest.Fake{}, func(c *Config) {
 		c.CreateTimeout = 100 * time.Millisecond
-		c.Runtime = &mute{Fake: c.Runtime.(*sandbox.Fake)}
+		c.Runtime = &mute{Fake: c.Runtime.(*runtimetest.Fake)}
 	})
 	id, _, err := n.tryCreate(nil)
 	if err == nil {
@@ -701,15 +217,32 @@ func TestBootstrapNeverSaysHello(t *testing.T) {
 }
 
 // mute makes sandboxes that find no socket.
-type mute struct{ *sandbox.Fake }
+type mute struct{ *runtimetest.Fake }
 
 func (m *mute) Create(ctx context.Context, c sandbox.Config) error {
 	c.SocketDir = "/nowhere"
 	return m.Fake.Create(ctx, c)
 }
 
+// A function that answers and exits at once has answered.
+func TestAnswerThenExit(t *testing.T) {
+	fake := &runtimetest.Fake{Handler: func(p *runtimetest.FakeProcess, _ frame.Invoke, _ []byte) runtimetest.FakeAnswer {
+		p.SendRaw(frame.Append(nil, frame.TypeResult, []byte("last words")))
+		p.Exit(1, false)
+		return runtimetest.FakeAnswer{}
+	}}
+	n := newNode(t, fake, nil)
+	for range 50 {
+		id := n.create(nil)
+		if resp, err := n.call(id, ""); err != nil || string(resp.GetPayload()) != "last words" {
+			t.Fatalf("%v, %v", resp, err)
+		}
+		n.gone(id)
+	}
+}
+
 func TestExitWhileIdle(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
+	n := newNode(t, &runtimetest.Fake{}, nil)
 	id := n.create(nil)
 	n.fake.Kill(id)
 	s := n.plane.reported(t, id, agentv1.SandboxState_SANDBOX_STATE_GONE)
@@ -724,23 +257,15 @@ func TestExitWhileIdle(t *testing.T) {
 
 func TestDestroyedWhileBusy(t *testing.T) {
 	started := make(chan string, 1)
-	fake := &sandbox.Fake{Handler: func(p *sandbox.FakeProcess, _ frame.Invoke, _ []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Handler: func(p *runtimetest.FakeProcess, _ frame.Invoke, _ []byte) runtimetest.FakeAnswer {
 		started <- p.Config.ID
 		<-p.Context.Done()
-		return sandbox.FakeAnswer{}
+		return runtimetest.FakeAnswer{}
 	}}
 	n := newNode(t, fake, nil)
-	for name, end := range map[string]func(id string){
-		"destroy": func(id string) {
-			_, _ = n.DestroySandbox(context.Background(), &agentv1.DestroySandboxRequest{SandboxId: id, Grant: &agentv1.Grant{Term: 9}})
-		},
-		"shutdown": func(string) { _ = n.stop() },
-	} {
-		if name == "shutdown" {
-			continue
-		}
-		runLost(t, n, started, end)
-	}
+	runLost(t, n, started, func(id string) {
+		_, _ = n.DestroySandbox(context.Background(), &agentv1.DestroySandboxRequest{SandboxId: id, Grant: &agentv1.Grant{Term: 9}})
+	})
 	runLost(t, n, started, func(string) { _ = n.stop() })
 	if _, _, err := n.tryCreate(nil); err == nil {
 		t.Error("a sandbox after the end")
@@ -764,9 +289,10 @@ func runLost(t *testing.T, n *node, started chan string, end func(string)) {
 }
 
 func TestSessionsComeAndGo(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
+	n := newNode(t, &runtimetest.Fake{}, nil)
 	id := n.create(nil)
 	n.plane.mu.Lock()
+	n.plane.refuse = 2
 	_ = n.plane.current.Close()
 	n.plane.mu.Unlock()
 	h := <-n.plane.attached
@@ -793,9 +319,27 @@ func TestSessionsComeAndGo(t *testing.T) {
 	}
 }
 
+// A sandbox that ends after the hello was written and before the session is there is reported then.
+func TestGoneWhileAttaching(t *testing.T) {
+	n := newNode(t, &runtimetest.Fake{}, nil)
+	id := n.create(nil)
+	n.plane.mu.Lock()
+	n.plane.during = func(h *agentv1.Hello) {
+		if len(h.GetSandboxes()) == 1 {
+			n.fake.Kill(id)
+			n.gone(id)
+		}
+	}
+	_ = n.plane.current.Close()
+	n.plane.mu.Unlock()
+	<-n.plane.attached
+	n.plane.reported(t, id, agentv1.SandboxState_SANDBOX_STATE_GONE)
+}
+
 func TestLeftoversOfAnEarlierAgent(t *testing.T) {
-	fake := &sandbox.Fake{}
-	if err := fake.Create(t.Context(), sandbox.Config{ID: uuid.NewString(), SocketDir: "/nowhere"}); err != nil {
+	fake := &runtimetest.Fake{}
+	old := sandbox.Config{ID: uuid.NewString(), RootFS: "/", SocketDir: "/nowhere", Command: []string{"sleep"}, MemoryBytes: 1, MilliCPUs: 1, PIDs: 1}
+	if err := fake.Create(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}
 	n := newNode(t, fake, func(c *Config) {
@@ -807,9 +351,9 @@ func TestLeftoversOfAnEarlierAgent(t *testing.T) {
 }
 
 func TestReadLogs(t *testing.T) {
-	fake := &sandbox.Fake{Handler: func(p *sandbox.FakeProcess, in frame.Invoke, _ []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Handler: func(p *runtimetest.FakeProcess, in frame.Invoke, _ []byte) runtimetest.FakeAnswer {
 		fmt.Fprintln(p.Log, "text of", in.RequestID)
-		return sandbox.FakeAnswer{Result: []byte("1")}
+		return runtimetest.FakeAnswer{Result: []byte("1")}
 	}}
 	n := newNode(t, fake, nil)
 	ids := []string{n.create(nil), n.create(nil)}
@@ -834,7 +378,7 @@ func TestReadLogs(t *testing.T) {
 }
 
 func TestPrepare(t *testing.T) {
-	n := newNode(t, &sandbox.Fake{}, nil)
+	n := newNode(t, &runtimetest.Fake{}, nil)
 	if _, err := n.Prepare(t.Context(), &agentv1.PrepareRequest{Runtime: "fake", CodeDigest: n.digest}); err != nil || n.code.Bytes() == 0 {
 		t.Fatalf("%v, %d bytes", err, n.code.Bytes())
 	}
@@ -845,11 +389,11 @@ func TestPrepare(t *testing.T) {
 
 // Many callers, sandboxes that die at random: every call ends as it should and nothing is left.
 func TestManyCallers(t *testing.T) {
-	fake := &sandbox.Fake{Handler: func(p *sandbox.FakeProcess, _ frame.Invoke, event []byte) sandbox.FakeAnswer {
+	fake := &runtimetest.Fake{Handler: func(p *runtimetest.FakeProcess, _ frame.Invoke, event []byte) runtimetest.FakeAnswer {
 		if string(event) == "7" {
 			p.Exit(1, false)
 		}
-		return sandbox.FakeAnswer{Result: event}
+		return runtimetest.FakeAnswer{Result: event}
 	}}
 	n := newNode(t, fake, nil)
 	var all sync.WaitGroup
@@ -878,7 +422,7 @@ func TestManyCallers(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewRegistry()
-	n := newNode(t, &sandbox.Fake{}, func(c *Config) { c.Metrics = registry })
+	n := newNode(t, &runtimetest.Fake{}, func(c *Config) { c.Metrics = registry })
 	id := n.create(nil)
 	if _, err := n.call(id, ""); err != nil {
 		t.Fatal(err)
@@ -896,7 +440,7 @@ func TestMetrics(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
-	good := Config{NodeID: "i", NodeName: "n", StateDir: t.TempDir(), RunDir: "/tmp/x", Runtime: &sandbox.Fake{}}
+	good := Config{NodeID: "i", NodeName: "n", StateDir: t.TempDir(), RunDir: "/tmp/x", Runtime: &runtimetest.Fake{}}
 	for name, change := range map[string]func(*Config){
 		"id": func(c *Config) { c.NodeID = "" }, "state": func(c *Config) { c.StateDir = "" }, "runtime": func(c *Config) { c.Runtime = nil },
 		"long": func(c *Config) { c.RunDir = "/" + strings.Repeat("x", maxRunDir) },
@@ -909,35 +453,5 @@ func TestConfig(t *testing.T) {
 	}
 	if c := good.withDefaults(); c.Capacity.GetMemoryBytes() < 1<<28 || c.Capacity.GetMilliCpus() < 8000 {
 		t.Errorf("%v", c.Capacity)
-	}
-}
-
-func TestFunctionError(t *testing.T) {
-	for in, want := range map[string]string{
-		`{"errorType":"T","errorMessage":"m"}`: `{"errorType":"T","errorMessage":"m","requestId":"r"}`,
-		` {"trace":[{"a":1}]} `:                `{"trace":[{"a":1}],"requestId":"r"}`,
-		`{}`:                                   `{"requestId":"r"}`,
-		`{"requestId":""}`:                     `{"requestId":""}`,
-		"oh\xff":                               `{"errorMessage":"oh�","errorType":"Runtime.Unknown","requestId":"r"}`,
-		``:                                     `{"errorMessage":"","errorType":"Runtime.Unknown","requestId":"r"}`,
-		`[1]`:                                  `{"errorMessage":"[1]","errorType":"Runtime.Unknown","requestId":"r"}`,
-	} {
-		if got, _ := functionError([]byte(in), "r"); string(got) != want || !json.Valid(got) {
-			t.Errorf("%q: %s", in, got)
-		}
-	}
-}
-
-func BenchmarkInvoke(b *testing.B) {
-	n := newNode(b, &sandbox.Fake{}, nil)
-	id := n.create(nil)
-	r := request(id, `{"key":"value"}`)
-	r.LogTail = false
-	r.RequestId = uuid.NewString()
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := n.Invoke(context.Background(), r, nil); err != nil {
-			b.Fatal(err)
-		}
 	}
 }

@@ -44,7 +44,7 @@ func (r *reporter) run(ctx context.Context) error {
 			if ctx.Err() == nil {
 				r.agent.log.Warn("no session with the control plane; trying again", "error", err, "pause", pause)
 			}
-			sleep(ctx, pause/2+rand.N(pause/2)) //nolint:gosec // jitter
+			sleep(ctx, pause/2+rand.N(pause/2)) // jitter
 			pause = min(2*pause, reattachMax)
 			continue
 		}

@@ -61,12 +61,15 @@ type box struct {
 // attempt is one container of a sandbox.
 type attempt struct {
 	number   uint8
-	ctx      context.Context //nolint:containedctx // ends Create
+	ctx      context.Context // ends Create
 	cancel   context.CancelFunc
 	listener *net.UnixListener
 	link     *link
 	started  time.Time // when PID 1 ran
-	exited   chan struct{}
+	exit     sandbox.Exit
+	exited   chan struct{} // closed when exit is known
+	ended    chan struct{} // closed by interrupt
+	endOnce  sync.Once
 }
 
 // step takes an event, and performs what follows. It returns the machine after it.
@@ -138,7 +141,7 @@ func (b *box) pause(d time.Duration) {
 
 // create listens for the bootstrap and makes the container.
 func (b *box) create(m sandbox.Machine) {
-	att := &attempt{number: m.Attempt, exited: make(chan struct{})}
+	att := &attempt{number: m.Attempt, exited: make(chan struct{}), ended: make(chan struct{})}
 	att.ctx, att.cancel = context.WithTimeout(b.agent.life, b.agent.cfg.CreateTimeout)
 	defer att.cancel()
 	listener, err := listen(filepath.Join(b.dir, socketName))
@@ -175,7 +178,7 @@ func listen(path string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	// The sandbox's user isn't known here; nobody else reaches the directory.
-	if err := os.Chmod(path, 0o666); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(path, 0o666); err != nil { // see above
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
@@ -224,14 +227,28 @@ func (b *box) disconnected(att *attempt) {
 	defer t.Stop()
 	select {
 	case <-att.exited:
+		b.exited(att)
 	case <-t.C:
 		b.step(sandbox.Event{Kind: sandbox.EventTimeout, Epoch: m.Epoch})
 	}
 }
 
-// wait learns how PID 1 ends.
+func (b *box) exited(att *attempt) {
+	b.step(sandbox.Event{Kind: sandbox.EventExit, Attempt: att.number, Exit: att.exit})
+}
+
+// checkExit is for who has just read an answer: the process may have been dead by then.
+func (b *box) checkExit(att *attempt) {
+	select {
+	case <-att.exited:
+		b.exited(att)
+	default:
+	}
+}
+
+// wait learns how PID 1 ends. Its last words may be in the socket still: whoever reads there finds them, then the
+// end of the connection, and tells that it has exited. wait does so if nobody reads, or if that takes long.
 func (b *box) wait(att *attempt) {
-	defer close(att.exited)
 	exit, err := b.agent.cfg.Runtime.Wait(b.agent.life, b.id)
 	if err != nil {
 		if b.agent.life.Err() != nil {
@@ -240,7 +257,17 @@ func (b *box) wait(att *attempt) {
 		b.agent.log.Error("lost track of a sandbox", "sandbox", b.id, "error", err)
 		exit = sandbox.Exit{Code: sandbox.ExitUnknown, Time: time.Now()}
 	}
-	b.step(sandbox.Event{Kind: sandbox.EventExit, Attempt: att.number, Exit: exit})
+	att.exit = exit
+	close(att.exited)
+	if s := b.machine().State; s == sandbox.StateLoading || s == sandbox.StateBusy {
+		t := time.NewTimer(b.agent.cfg.ExitGrace)
+		defer t.Stop()
+		select {
+		case <-att.ended:
+		case <-t.C:
+		}
+	}
+	b.exited(att)
 }
 
 func (b *box) place(m sandbox.Machine) {
@@ -288,6 +315,7 @@ func (b *box) ready(att *attempt) {
 	b.sample()
 	b.logs.EndInit("")
 	b.step(sandbox.Event{Kind: sandbox.EventReady, Attempt: att.number})
+	b.checkExit(att)
 }
 
 // endClaim makes the result of the claim known to CreateSandbox.
@@ -321,6 +349,7 @@ func (b *box) interrupt() {
 		return
 	}
 	att.cancel()
+	att.endOnce.Do(func() { close(att.ended) })
 	if att.listener != nil {
 		_ = att.listener.Close()
 	}

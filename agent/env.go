@@ -46,7 +46,7 @@ func (b *box) functionEnv() map[string]string {
 func logGroup(function string) string { return "/aws/lambda/" + function }
 
 func (b *box) loadFrame() []byte {
-	body, _ := json.Marshal(frame.Load{ //nolint:errchkjson // a plain struct
+	body, _ := json.Marshal(frame.Load{ // a plain struct
 		Handler: b.spec.GetHandler(), TaskRoot: taskRoot, Env: b.functionEnv(),
 		FunctionName: b.spec.GetFunction(), FunctionVersion: b.spec.GetVersion(), MemoryLimitMB: b.memoryLimit,
 		LogGroup: logGroup(b.spec.GetFunction()), LogStream: b.stream,

@@ -69,7 +69,7 @@ func (f failure) payload(requestID string) []byte {
 // logLine is what the function's log says.
 func (f failure) logLine(requestID string) string {
 	if f.kind == errorTimeout {
-		return requestID + " " + f.message
+		return time.Now().UTC().Format("2006-01-02T15:04:05.000Z ") + requestID + " " + f.message
 	}
 	return "RequestId: " + requestID + " Error: " + f.message + " (" + f.kind + ")"
 }
@@ -122,7 +122,7 @@ func quote(s string) []byte { return appendJSON(nil, s) }
 func appendJSON(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
-			quoted, _ := json.Marshal(s) //nolint:errchkjson // a string
+			quoted, _ := json.Marshal(s) // a string
 			return append(b, quoted...)
 		}
 	}

@@ -206,7 +206,13 @@ func (i *invocation) answered() *agentv1.InvokeResponse {
 	}
 	resp := i.response(took, logs.Report{})
 	m, _, _ := b.step(sandbox.Event{Kind: sandbox.EventAnswer, Attempt: i.attempt.number})
-	resp.SandboxGone = m.State != sandbox.StateIdle
+	select {
+	case <-i.attempt.exited:
+		b.exited(i.attempt)
+		resp.SandboxGone = true
+	default:
+		resp.SandboxGone = m.State != sandbox.StateIdle
+	}
 	(*outcome).Inc()
 	return resp
 }
@@ -221,7 +227,7 @@ func (i *invocation) response(took time.Duration, report logs.Report) *agentv1.I
 		Payload: i.payload, Streamed: i.streamed, LogTail: b.logs.End(report),
 		Report: &mayflyv1.InvocationReport{
 			Duration: durationpb.New(took), InitDuration: i.request.GetInitDuration(),
-			MemoryMb: int32(report.MemoryMB), MaxMemoryUsedMb: int32(report.MaxMemoryMB), //nolint:gosec // megabytes
+			MemoryMb: int32(report.MemoryMB), MaxMemoryUsedMb: int32(report.MaxMemoryMB), // megabytes
 		},
 	}
 	if i.errorType != "" {

@@ -92,7 +92,7 @@ func (l *link) quiet() error {
 }
 
 func (l *link) pollOnce(fd uintptr) {
-	l.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN} //nolint:gosec // a descriptor
+	l.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN} // a descriptor
 	n, err := unix.Poll(l.poll[:], 0)
 	for errors.Is(err, unix.EINTR) {
 		n, err = unix.Poll(l.poll[:], 0)

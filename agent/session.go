@@ -34,7 +34,7 @@ type remoteSession struct {
 	remote *Remote
 	worker Worker
 	lanes  [2]*lane        // CONTROL and BULK
-	ctx    context.Context //nolint:containedctx // the session's life
+	ctx    context.Context // the session's life
 	end    context.CancelFunc
 	loops  sync.WaitGroup
 
@@ -239,7 +239,7 @@ func (s *remoteSession) wireError(err error) *agentv1.Error {
 	if e.Cause != nil {
 		s.remote.cfg.Logger.Error("a call of the control plane failed", "error", err)
 	}
-	return &agentv1.Error{Code: int32(e.Code), Reason: e.Reason, Message: e.Message} //nolint:gosec // a gRPC code
+	return &agentv1.Error{Code: int32(e.Code), Reason: e.Reason, Message: e.Message} // a gRPC code
 }
 
 // Report implements Session. What can't be sent at once is merged with what comes after it.

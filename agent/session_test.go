@@ -102,11 +102,13 @@ func (f *fleet) send(t *testing.T, l agentv1.Lane, m *agentv1.SessionResponse) {
 // worker is a Worker that does what the payload says.
 type worker struct {
 	release chan struct{}
+	began   chan struct{}
 	ended   chan error
 }
 
 func (w *worker) CreateSandbox(ctx context.Context, r *agentv1.CreateSandboxRequest) (*agentv1.CreateSandboxResponse, error) {
 	if r.GetSandboxId() == "wait" {
+		close(w.began)
 		<-ctx.Done()
 		w.ended <- ctx.Err()
 		return nil, ctx.Err()
@@ -173,7 +175,7 @@ func connect(t *testing.T, change func(*fleet)) *link2 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &worker{release: make(chan struct{}), ended: make(chan error, 1)}
+	w := &worker{release: make(chan struct{}), began: make(chan struct{}), ended: make(chan error, 1)}
 	t.Cleanup(func() {
 		_ = r.Close()
 		server.Stop()
@@ -269,6 +271,7 @@ func TestSessionErrorsAndCancel(t *testing.T) {
 func TestSessionEnds(t *testing.T) {
 	c, s := attached(t)
 	c.call(t, agentv1.Lane_LANE_CONTROL, &agentv1.Call{Id: 1, Call: &agentv1.Call_CreateSandbox{CreateSandbox: &agentv1.CreateSandboxRequest{SandboxId: "wait"}}})
+	<-c.worker.began
 	c.server.Stop()
 	<-s.Done()
 	<-c.worker.ended

@@ -109,21 +109,21 @@ func (a *Agent) furnish(ctx context.Context, b *box) (err error) {
 		return err
 	}
 	if b.code, err = a.code.Acquire(ctx, b.spec.GetCodeDigest()); err != nil {
-		return err
+		return gaveUp(ctx, err)
 	}
 	defer func() {
 		if err != nil {
 			b.unfurnish()
 		}
 	}()
-	if err := os.Mkdir(b.dir, 0o711); err != nil { //nolint:gosec // the sandbox's user passes through it; its parent is private
+	if err := os.Mkdir(b.dir, 0o711); err != nil { // the sandbox's user passes through it; its parent is private
 		if errors.Is(err, os.ErrExist) {
 			b.dir = "" // not ours to remove
 			return alreadyExists(b.id)
 		}
 		return fault.Internal(err, "can't make the directory of sandbox %s", b.id)
 	}
-	if err := os.Chmod(b.dir, 0o711); err != nil { //nolint:gosec // see above
+	if err := os.Chmod(b.dir, 0o711); err != nil { // see above
 		return fault.Internal(err, "can't make the directory of sandbox %s", b.id)
 	}
 	b.stream = logStreamName(time.Now(), b.spec.GetVersion())
@@ -191,8 +191,16 @@ func (a *Agent) DestroySandbox(ctx context.Context, r *agentv1.DestroySandboxReq
 	case <-b.gone:
 		return &agentv1.DestroySandboxResponse{}, nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, gaveUp(ctx, ctx.Err())
 	}
+}
+
+// gaveUp is err, or that the caller has gone if that is why.
+func gaveUp(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return err
+	}
+	return fault.New(codes.Canceled, mayflyv1.ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED, "the caller has gone: %v", ctx.Err())
 }
 
 // Prepare implements Worker. Its errors are those of CreateSandbox for runtime and code.
@@ -202,7 +210,7 @@ func (a *Agent) Prepare(ctx context.Context, r *agentv1.PrepareRequest) (*agentv
 	}
 	ref, err := a.code.Acquire(ctx, r.GetCodeDigest())
 	if err != nil {
-		return nil, err
+		return nil, gaveUp(ctx, err)
 	}
 	ref.Release()
 	return &agentv1.PrepareResponse{}, nil

@@ -100,7 +100,7 @@ func Open(cfg Config) (*Cache, error) {
 		cfg.BootID = strings.TrimSpace(string(id))
 	}
 	c := &Cache{cfg: cfg, entries: map[string]*entry{}, order: list.New()}
-	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil { //nolint:gosec // sandboxes' users pass through it
+	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil { // sandboxes' users pass through it
 		return nil, fmt.Errorf("make code directory: %w", err)
 	}
 	dirs, err := os.ReadDir(cfg.Dir)
@@ -220,7 +220,7 @@ func (c *Cache) release(e *entry) {
 func (c *Cache) evict() []string {
 	var doomed []string
 	for c.bytes > c.cfg.Budget && c.order.Len() > 0 {
-		e := c.order.Remove(c.order.Front()).(*entry) //nolint:forcetypeassert // the list's only type
+		e := c.order.Remove(c.order.Front()).(*entry) // the list's only type
 		e.idle = nil
 		delete(c.entries, e.digest)
 		c.bytes -= e.size

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/mayfly-faas/mayfly/proto/fault"
@@ -73,6 +74,7 @@ type budgetReader struct {
 
 var errDirectory = errors.New("directory too large")
 
+// ReadAt implements io.ReaderAt.
 func (b *budgetReader) ReadAt(p []byte, off int64) (int, error) {
 	if b.left -= int64(len(p)); b.left < 0 {
 		return 0, errDirectory
@@ -128,7 +130,7 @@ func (a *archive) add(f *zip.File, seen map[string]fs.FileMode) *fault.Error {
 		return invalid("%q comes twice", f.Name)
 	}
 	seen[name] = kind
-	if f.UncompressedSize64 > MaxUnpacked || a.size+int64(f.UncompressedSize64) > MaxUnpacked { //nolint:gosec // checked before
+	if f.UncompressedSize64 > MaxUnpacked || a.size+int64(f.UncompressedSize64) > MaxUnpacked { // checked before
 		return tooLarge("more than %d bytes unpacked", MaxUnpacked)
 	}
 	it := item{file: f, name: name}
@@ -137,7 +139,7 @@ func (a *archive) add(f *zip.File, seen map[string]fs.FileMode) *fault.Error {
 			return bad
 		}
 	}
-	a.size += int64(f.UncompressedSize64) //nolint:gosec // at most MaxUnpacked
+	a.size += int64(f.UncompressedSize64) // at most MaxUnpacked
 	a.items = append(a.items, it)
 	return nil
 }
@@ -225,9 +227,9 @@ func staysInside(links map[string]string, name string) bool {
 			}
 			at = at[:len(at)-1]
 		default:
-			target, isLink := links[path.Join(append(at[:len(at):len(at)], part)...)]
+			target, isLink := links[path.Join(append(slices.Clip(at), part)...)]
 			if !isLink {
-				at = append(at[:len(at):len(at)], part)
+				at = append(slices.Clip(at), part)
 				continue
 			}
 			if hops++; hops > maxHops {
@@ -246,7 +248,7 @@ func copyEntry(w io.Writer, it item) *fault.Error {
 		return invalid("%q can't be read (%v)", it.file.Name, err)
 	}
 	defer in.Close()
-	size := int64(it.file.UncompressedSize64) //nolint:gosec // at most MaxUnpacked
+	size := int64(it.file.UncompressedSize64) // at most MaxUnpacked
 	n, err := io.Copy(w, io.LimitReader(in, size+1))
 	var pathErr *fs.PathError
 	switch {
@@ -270,7 +272,7 @@ func unpack(ctx context.Context, zipFile *os.File, dir string) (int64, error) {
 	if bad != nil {
 		return 0, bad
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the sandbox's user reads it
+	if err := os.MkdirAll(dir, 0o755); err != nil { // the sandbox's user reads it
 		return 0, fault.Internal(err, "can't unpack")
 	}
 	root, err := os.OpenRoot(dir)

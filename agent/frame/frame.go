@@ -112,12 +112,12 @@ func Append(b []byte, t Type, body []byte) []byte {
 // AppendInvoke appends an Invoke frame to b, but for the event, which the caller writes after it.
 func AppendInvoke(b []byte, meta []byte, eventSize int) []byte {
 	b = appendHeader(b, TypeInvoke, 4+len(meta)+eventSize)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(meta))) //nolint:gosec // meta is small
+	b = binary.BigEndian.AppendUint32(b, uint32(len(meta))) // meta is small
 	return append(b, meta...)
 }
 
 func appendHeader(b []byte, t Type, bodySize int) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(bodySize)+1) //nolint:gosec // bodies are below MaxBody
+	b = binary.BigEndian.AppendUint32(b, uint32(bodySize)+1) // bodies are below MaxBody
 	return append(b, byte(t))
 }
 

@@ -26,7 +26,7 @@ func (s *Stream) OpenPipe(path string) error {
 	if err := unix.Mkfifo(path, 0o622); err != nil {
 		return fmt.Errorf("make FIFO %s: %w", path, err)
 	}
-	if err := os.Chmod(path, 0o622); err != nil { //nolint:gosec // the sandbox's user is not known here; its directory is private
+	if err := os.Chmod(path, 0o622); err != nil { // the sandbox's user is not known here; its directory is private
 		return err
 	}
 	// Read and write: the pipe never ends, whoever opens and closes it.
@@ -78,7 +78,7 @@ func (s *Stream) drain() {
 }
 
 func (s *Stream) readOnce() int {
-	b := s.pipe.buffers.Get().(*[pipeBuffer]byte) //nolint:forcetypeassert // the pool's only type
+	b := s.pipe.buffers.Get().(*[pipeBuffer]byte) // the pool's only type
 	defer s.pipe.buffers.Put(b)
 	n, err := unix.Read(s.pipe.fd, b[:])
 	for errors.Is(err, unix.EINTR) {

@@ -205,7 +205,7 @@ func newest(q query, sources []source, limit int) ([]*mayflyv1.LogLine, error) {
 
 // batcher groups lines to messages of a decent size.
 type batcher struct {
-	ctx   context.Context //nolint:containedctx // lives as long as one call
+	ctx   context.Context // lives as long as one call
 	emit  func(*mayflyv1.ReadLogsResponse) error
 	lines []*mayflyv1.LogLine
 	bytes int

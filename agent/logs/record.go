@@ -46,7 +46,7 @@ var errCut = errors.New("log record cut short")
 
 func appendRecord(b []byte, kind byte, t int64, requestID string, body []byte) []byte {
 	b = append(b, kind)
-	b = binary.BigEndian.AppendUint64(b, uint64(t)) //nolint:gosec // a time after 1970
+	b = binary.BigEndian.AppendUint64(b, uint64(t)) // a time after 1970
 	b = binary.AppendUvarint(b, uint64(len(requestID)))
 	b = append(b, requestID...)
 	b = binary.AppendUvarint(b, uint64(len(body)))
@@ -58,7 +58,7 @@ func nextRecord(b []byte) (record, []byte, error) {
 	if len(b) < 9 {
 		return record{}, nil, errCut
 	}
-	r := record{kind: b[0], time: int64(binary.BigEndian.Uint64(b[1:]))} //nolint:gosec // written from an int64
+	r := record{kind: b[0], time: int64(binary.BigEndian.Uint64(b[1:]))} // written from an int64
 	var err error
 	if r.requestID, b, err = nextBytes(b[9:]); err != nil {
 		return record{}, nil, err
@@ -71,7 +71,7 @@ func nextRecord(b []byte) (record, []byte, error) {
 
 func nextBytes(b []byte) (part, rest []byte, err error) {
 	n, w := binary.Uvarint(b)
-	if w <= 0 || n > uint64(len(b)-w) { //nolint:gosec // w is at most len(b)
+	if w <= 0 || n > uint64(len(b)-w) { // w is at most len(b)
 		return nil, nil, errCut
 	}
 	b = b[w:]

@@ -228,10 +228,10 @@ func appendBlock(b []byte, batch []section) (block []byte, first, last int64) {
 	}
 	b = binary.BigEndian.AppendUint32(b, blockMagic)
 	b = binary.BigEndian.AppendUint32(b, 0)
-	b = binary.BigEndian.AppendUint32(b, uint32(len(filter))) //nolint:gosec // below Config.PendingBytes, as is the body
-	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))   //nolint:gosec // see above
-	b = binary.BigEndian.AppendUint64(b, uint64(first))       //nolint:gosec // a time after 1970
-	b = binary.BigEndian.AppendUint64(b, uint64(last))        //nolint:gosec // a time after 1970
+	b = binary.BigEndian.AppendUint32(b, uint32(len(filter))) // below Config.PendingBytes, as is the body
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))   // see above
+	b = binary.BigEndian.AppendUint64(b, uint64(first))       // a time after 1970
+	b = binary.BigEndian.AppendUint64(b, uint64(last))        // a time after 1970
 	b = append(append(b, filter...), body...)
 	binary.BigEndian.PutUint32(b[4:], crc32.Checksum(b[8:], crc32.MakeTable(crc32.Castagnoli)))
 	return b, first, last
@@ -246,7 +246,7 @@ type blockHeader struct {
 
 func parseHeader(raw [blockHeaderSize]byte) (blockHeader, bool) {
 	u32 := func(i int) int64 { return int64(binary.BigEndian.Uint32(raw[i:])) }
-	u64 := func(i int) int64 { return int64(binary.BigEndian.Uint64(raw[i:])) } //nolint:gosec // written from an int64
+	u64 := func(i int) int64 { return int64(binary.BigEndian.Uint64(raw[i:])) } // written from an int64
 	return blockHeader{raw: raw, filterSize: u32(8), size: u32(12), first: u64(16), last: u64(24)}, u32(0) == blockMagic
 }
 

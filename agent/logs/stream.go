@@ -3,6 +3,7 @@ package logs
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"unicode/utf8"
@@ -277,5 +278,5 @@ func (s *Stream) before(cutoff int64) int {
 func (s *Stream) snapshot() section {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return section{name: s.name, version: s.version, records: s.pending[:len(s.pending):len(s.pending)], first: s.first, last: s.last}
+	return section{name: s.name, version: s.version, records: slices.Clip(s.pending), first: s.first, last: s.last}
 }

@@ -1,7 +1,7 @@
 // Package sandbox is the life cycle of sandboxes: a state machine that is pure, and the Runtime that it drives.
 //
-// What belongs here: states and transitions, the pool, the Runtime interface with its fake and its
-// conformance suite. What does not: containerd, sockets, files (agent/containerd, agent).
+// What belongs here: states and transitions, the pool, the Runtime interface; its conformance suite and its fake are in
+// runtimetest. What does not: containerd, sockets, files, clocks (agent/containerd, agent).
 package sandbox
 
 import (
@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// Runtime is what the life cycle needs of a container runtime. Its methods may be called concurrently, but for
-// one id only Destroy may overlap another call. Implementations: agent/containerd and Fake.
+// Runtime is what the life cycle needs of a container runtime. Its methods may be called concurrently; for one id
+// Wait and Usage overlap each other and anything else after Create, and Destroy may overlap any call. Implementations:
+// agent/containerd and runtimetest.Fake.
 type Runtime interface {
 	// Create makes and starts a sandbox and returns once its PID 1 runs. A failed Create leaves nothing behind.
 	Create(ctx context.Context, c Config) error

@@ -1,4 +1,4 @@
-package sandbox
+package runtimetest
 
 import (
 	"bufio"
@@ -12,10 +12,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/mayfly-faas/mayfly/agent/frame"
+	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
 
 // FakeOp is a call of a Fake that can be made to fail.
@@ -36,7 +38,8 @@ type FakeAnswer struct {
 // FakeHandler is a function of fake sandboxes.
 type FakeHandler func(p *FakeProcess, in frame.Invoke, event []byte) FakeAnswer
 
-// Fake is a Runtime in memory, for tests: a sandbox is a goroutine that dials agent.sock and speaks frames.
+// Fake is a sandbox.Runtime in memory, for tests: a sandbox is a goroutine that dials agent.sock and speaks frames. A command
+// "exit N" ends with that status instead, and one that finds no socket sleeps until it is killed.
 type Fake struct {
 	// Handler answers invocations; nil: with the event.
 	Handler FakeHandler
@@ -55,8 +58,8 @@ type Fake struct {
 // FakeProcess is PID 1 of a fake sandbox.
 type FakeProcess struct {
 	// Context ends when the sandbox is destroyed.
-	Context context.Context //nolint:containedctx // it is the life of the process
-	Config  Config
+	Context context.Context // it is the life of the process
+	Config  sandbox.Config
 	// Load is set once the process is loaded.
 	Load frame.Load
 	// Log is its stdout and stderr.
@@ -65,13 +68,13 @@ type FakeProcess struct {
 	kill  context.CancelFunc
 	conn  net.Conn
 	code  string
-	exit  Exit
+	exit  sandbox.Exit
 	ended chan struct{}
 }
 
 // Exit ends the process; it doesn't return. Call it from a handler.
 func (p *FakeProcess) Exit(code int, oom bool) {
-	p.exit = Exit{Code: code, OOMKilled: oom, Time: time.Now()}
+	p.exit = sandbox.Exit{Code: code, OOMKilled: oom}
 	runtime.Goexit()
 }
 
@@ -81,6 +84,20 @@ func (p *FakeProcess) Disconnect() { _ = p.conn.Close() }
 // SendRaw writes bytes to the agent, frames or not.
 func (p *FakeProcess) SendRaw(b []byte) { _, _ = p.conn.Write(b) }
 
+// validate refuses what no Runtime can make.
+func validate(c sandbox.Config) error {
+	if c.ID == "" || filepath.Base(c.ID) != c.ID || c.RootFS == "" || c.SocketDir == "" || len(c.Command) == 0 {
+		return fmt.Errorf("sandbox %q: an id, a root file system, a socket directory and a command are required", c.ID)
+	}
+	if c.MemoryBytes <= 0 || c.MilliCPUs <= 0 || c.PIDs <= 0 {
+		return fmt.Errorf("sandbox %q: limits of memory, CPU and processes are required", c.ID)
+	}
+	if _, err := os.Stat(c.RootFS); err != nil {
+		return fmt.Errorf("sandbox %q: %w", c.ID, err)
+	}
+	return nil
+}
+
 func (f *Fake) fault(name, id string, after bool) error {
 	if f.Fault == nil {
 		return nil
@@ -88,8 +105,11 @@ func (f *Fake) fault(name, id string, after bool) error {
 	return f.Fault(FakeOp{Name: name, ID: id, After: after})
 }
 
-// Create implements Runtime.
-func (f *Fake) Create(_ context.Context, c Config) error {
+// Create implements sandbox.Runtime.
+func (f *Fake) Create(_ context.Context, c sandbox.Config) error {
+	if err := validate(c); err != nil {
+		return err
+	}
 	if err := f.fault("create", c.ID, false); err != nil {
 		return err
 	}
@@ -102,7 +122,7 @@ func (f *Fake) Create(_ context.Context, c Config) error {
 		return fmt.Errorf("sandbox %s exists", c.ID)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &FakeProcess{Context: ctx, Config: c, kill: cancel, code: c.CodeDir, ended: make(chan struct{}), exit: Exit{Code: 137}}
+	p := &FakeProcess{Context: ctx, Config: c, kill: cancel, code: c.CodeDir, ended: make(chan struct{}), exit: sandbox.Exit{Code: 137}}
 	f.boxes[c.ID] = p
 	f.mu.Unlock()
 	f.all.Go(func() { f.run(p) })
@@ -113,7 +133,7 @@ func (f *Fake) Create(_ context.Context, c Config) error {
 	return nil
 }
 
-// PlaceCode implements Runtime.
+// PlaceCode implements sandbox.Runtime.
 func (f *Fake) PlaceCode(_ context.Context, id, codeDir string) error {
 	if err := f.fault("place", id, false); err != nil {
 		return err
@@ -132,29 +152,29 @@ func (f *Fake) get(id string) *FakeProcess {
 	return f.boxes[id]
 }
 
-// Wait implements Runtime.
-func (f *Fake) Wait(ctx context.Context, id string) (Exit, error) {
+// Wait implements sandbox.Runtime.
+func (f *Fake) Wait(ctx context.Context, id string) (sandbox.Exit, error) {
 	p := f.get(id)
 	if p == nil {
-		return Exit{}, fmt.Errorf("no sandbox %s", id)
+		return sandbox.Exit{}, fmt.Errorf("no sandbox %s", id)
 	}
 	select {
 	case <-p.ended:
 		return p.exit, nil
 	case <-ctx.Done():
-		return Exit{}, ctx.Err()
+		return sandbox.Exit{}, ctx.Err()
 	}
 }
 
-// Usage implements Runtime.
-func (f *Fake) Usage(_ context.Context, id string) (Usage, error) {
+// Usage implements sandbox.Runtime.
+func (f *Fake) Usage(_ context.Context, id string) (sandbox.Usage, error) {
 	if f.get(id) == nil {
-		return Usage{}, fmt.Errorf("no sandbox %s", id)
+		return sandbox.Usage{}, fmt.Errorf("no sandbox %s", id)
 	}
-	return Usage{MemoryBytes: f.Peak, PeakMemoryBytes: f.Peak}, nil
+	return sandbox.Usage{MemoryBytes: f.Peak, PeakMemoryBytes: f.Peak}, nil
 }
 
-// Destroy implements Runtime.
+// Destroy implements sandbox.Runtime.
 func (f *Fake) Destroy(_ context.Context, id string) error {
 	if err := f.fault("destroy", id, false); err != nil {
 		return err
@@ -175,7 +195,7 @@ func (f *Fake) remove(id string) error {
 	return nil
 }
 
-// List implements Runtime.
+// List implements sandbox.Runtime.
 func (f *Fake) List(context.Context) ([]string, error) {
 	if err := f.fault("list", "", false); err != nil {
 		return nil, err
@@ -204,6 +224,11 @@ func (f *Fake) Close() { f.all.Wait() }
 func (f *Fake) run(p *FakeProcess) {
 	defer close(p.ended)
 	defer p.kill()
+	defer func() { p.exit.Time = time.Now() }()
+	if p.Config.Command[0] == "exit" {
+		code, _ := strconv.Atoi(p.Config.Command[len(p.Config.Command)-1])
+		p.Exit(code, false)
+	}
 	conn, err := net.Dial("unix", filepath.Join(p.Config.SocketDir, "agent.sock"))
 	if err != nil {
 		<-p.Context.Done()
@@ -246,7 +271,7 @@ func (f *Fake) speak(p *FakeProcess) {
 }
 
 func (p *FakeProcess) send(t frame.Type, v any) {
-	body, _ := json.Marshal(v) //nolint:errchkjson // plain structs
+	body, _ := json.Marshal(v) // plain structs
 	p.SendRaw(frame.Append(nil, t, body))
 }
 

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -70,10 +71,16 @@ func (s *steps) show(p RuntimeProgress) {
 	case s.app.global.quiet:
 	case s.bar != nil:
 		s.advance(p, text)
-	case s.last[p.Runtime] != text:
-		s.last[p.Runtime] = text
+	case s.last[p.Runtime] != stage(text):
+		s.last[p.Runtime] = stage(text)
 		fmt.Fprintln(s.app.Stderr, text)
 	}
+}
+
+// stage is a step without its figures, which would fill a log: "downloading packages" of "downloading packages: 1 of 9 MB".
+func stage(text string) string {
+	before, _, _ := strings.Cut(text, ": ")
+	return before
 }
 
 // advance draws the bar; one that can't be drawn is no reason to stop.

@@ -49,8 +49,9 @@ type program struct {
 
 var programs = []program{
 	{names: []string{"containerd"}, packages: []string{"containerd"}, why: "sandboxes"},
-	{names: []string{"runc", "crun"}, packages: []string{"runc"}, why: "sandboxes"},
+	{names: []string{"runc"}, packages: []string{"runc"}, why: "sandboxes"},
 	{names: []string{"containerd-shim-runc-v2"}, packages: []string{"containerd"}, why: "sandboxes"},
+	{names: []string{"mkfs.ext4"}, packages: []string{"e2fsprogs"}, why: "the sandboxes' /tmp"},
 	{names: []string{"mmdebstrap"}, packages: []string{"mmdebstrap"}, why: "runtime images"},
 	{names: []string{"curl"}, packages: []string{"curl", "ca-certificates"}, why: "the HTTP call of `make up`"},
 }

@@ -90,7 +90,7 @@ func copyFile(w io.Writer, path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	_, err = io.Copy(w, f)
 	return err
 }
@@ -145,7 +145,7 @@ func loadTree(path, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	zr, err := zstd.NewReader(f)
 	if err != nil {
 		return err
@@ -155,7 +155,7 @@ func loadTree(path, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close() //nolint:errcheck // only opened files below it
+	defer root.Close()
 	tr := tar.NewReader(zr)
 	for {
 		h, err := tr.Next()

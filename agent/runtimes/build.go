@@ -26,7 +26,7 @@ func (im *Images) Build(ctx context.Context, name string, opts BuildOptions) (*I
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(im.path(name), 0o755); err != nil { //nolint:gosec // sandboxes look into it, under other uids
+	if err := os.MkdirAll(im.path(name), 0o755); err != nil {
 		return nil, fmt.Errorf("build %s: %w", name, err)
 	}
 	unlock, err := lock(ctx, im.path(name, lockFile))
@@ -174,7 +174,7 @@ func (b *build) base(ctx context.Context, refresh bool) (string, error) {
 func (b *build) assemble(ctx context.Context, base, dir string) (Manifest, error) {
 	b.event("install", 0.82, "installing the bootstrap")
 	rootfs := filepath.Join(dir, "rootfs")
-	if err := os.MkdirAll(rootfs, 0o755); err != nil { //nolint:gosec // sandboxes look into it, under other uids
+	if err := os.MkdirAll(rootfs, 0o755); err != nil {
 		return Manifest{}, err
 	}
 	if err := loadTree(base, rootfs); err != nil {
@@ -221,7 +221,7 @@ func (b *build) installBootstrap(ctx context.Context, rootfs string) error {
 		return err
 	}
 	path := filepath.Join(rootfs, "var/runtime", filepath.Base(b.recipe.Bootstrap))
-	if err := os.WriteFile(path, script, 0o644); err != nil { //nolint:gosec // readable by the function
+	if err := os.WriteFile(path, script, 0o644); err != nil {
 		return err
 	}
 	if filepath.Ext(path) != ".py" {

@@ -131,12 +131,17 @@ func neededBytes(line string) (int64, bool) {
 	return int64(n * unit), ok
 }
 
-// checkHost says what is missing for a build.
-func checkHost() error {
+// checkRoot: owners in an image and chroot need it.
+func checkRoot() error {
 	if os.Geteuid() != 0 {
 		return fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_UNSPECIFIED,
 			"building runtime images needs root; run the command with sudo")
 	}
+	return nil
+}
+
+// checkTools says what is missing for a build.
+func checkTools() error {
 	for _, tool := range []string{"mmdebstrap", "apt-get", "dpkg-deb"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_UNSPECIFIED,

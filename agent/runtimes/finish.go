@@ -263,10 +263,11 @@ func gzipFile(path string) error {
 }
 
 // compilePython writes byte code that is never checked against its source: nothing changes in an image. One
-// process compiles a directory in order, since the bits depend on what was compiled before.
+// process compiles a directory in order, since the bits depend on what was compiled before; it must not write byte code
+// of what it imports itself (-B), which would be checked.
 func (f finisher) compilePython(ctx context.Context) error {
 	for _, dir := range f.recipe.PythonDirs {
-		err := f.chroot(ctx, "/usr/bin/python3.11", "-I", "-S", "-m", "compileall", "-q",
+		err := f.chroot(ctx, "/usr/bin/python3.11", "-I", "-S", "-B", "-m", "compileall", "-q", "-f",
 			"--invalidation-mode", "unchecked-hash", "-x", `lib2to3/tests|/bad_`, dir)
 		if err != nil {
 			return err

@@ -102,7 +102,7 @@ func TestCanonicalTreeSurvivesStorage(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(from, "x", strings.Repeat("n", 200)), []byte("ü"), 0o755))
 	must(t, os.Symlink("/nowhere", filepath.Join(from, "link")))
 	must(t, os.Chmod(filepath.Join(from, "x/y"), os.ModeSticky|0o777))
-	must(t, os.Chmod(filepath.Join(from, "x/file"), os.ModeSetuid|0o755))
+	must(t, os.Chmod(filepath.Join(from, "x/file"), os.ModeSetuid|0o711))
 	want, size, err := treeDigest(from)
 	must(t, err)
 	wantEqual(t, size, int64(6))

@@ -19,7 +19,7 @@ import (
 // imageTime is the time stamp of every file: the release day of bookworm. Builds differ only if packages do.
 func imageTime() time.Time { return time.Date(2023, 6, 10, 0, 0, 0, 0, time.UTC) }
 
-// writeTar writes dir as a canonical tar: sorted names, one time stamp, owner 0, no set-uid bits, no hard links.
+// writeTar writes dir as a canonical tar: sorted names, one time stamp, owner 0, canonical modes, no hard links.
 // Devices, sockets and FIFOs are left out. It returns the sum of the sizes of regular files, in bytes.
 func writeTar(w io.Writer, dir string) (int64, error) {
 	tw := tar.NewWriter(w)
@@ -73,16 +73,18 @@ func writeEntry(tw *tar.Writer, dir, path string, d fs.DirEntry) (int64, error) 
 	return h.Size, copyFile(tw, path)
 }
 
-// canonicalMode keeps permissions and the sticky bit. Links always have all permissions.
+// canonicalMode keeps whether a file can be executed, and the sticky bit: the builder's umask must not show, an image
+// has no secrets and no set-uid programs.
 func canonicalMode(m fs.FileMode) int64 {
-	if m&fs.ModeSymlink != 0 {
+	switch {
+	case m&fs.ModeSymlink != 0:
 		return 0o777
+	case m&fs.ModeSticky != 0:
+		return 0o1777
+	case m.IsDir() || m.Perm()&0o111 != 0:
+		return 0o755
 	}
-	mode := int64(m.Perm())
-	if m&fs.ModeSticky != 0 {
-		mode |= 0o1000
-	}
-	return mode
+	return 0o644
 }
 
 func copyFile(w io.Writer, path string) error {
@@ -90,7 +92,7 @@ func copyFile(w io.Writer, path string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	_, err = io.Copy(w, f)
 	return err
 }
@@ -145,7 +147,7 @@ func loadTree(path, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	zr, err := zstd.NewReader(f)
 	if err != nil {
 		return err
@@ -155,7 +157,7 @@ func loadTree(path, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close() //nolint:errcheck // only opened files below it
+	defer root.Close()
 	tr := tar.NewReader(zr)
 	for {
 		h, err := tr.Next()

@@ -26,8 +26,11 @@ func (im *Images) Build(ctx context.Context, name string, opts BuildOptions) (*I
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(im.path(name), 0o755); err != nil { //nolint:gosec // sandboxes look into it, under other uids
-		return nil, fmt.Errorf("build %s: %w", name, err)
+	if err := checkRoot(); err != nil {
+		return nil, err
+	}
+	if err := makeDir(im.path(name)); err != nil {
+		return nil, fmt.Errorf("build %s: %w", name, wrapFull(err, im.dir))
 	}
 	unlock, err := lock(ctx, im.path(name, lockFile))
 	if err != nil {
@@ -152,7 +155,7 @@ func (b *build) base(ctx context.Context, refresh bool) (string, error) {
 	if _, err := os.Stat(path); err == nil && !refresh {
 		return path, nil
 	}
-	if err := checkHost(); err != nil {
+	if err := checkTools(); err != nil {
 		return "", err
 	}
 	root, err := b.bootstrap(ctx)
@@ -174,8 +177,10 @@ func (b *build) base(ctx context.Context, refresh bool) (string, error) {
 func (b *build) assemble(ctx context.Context, base, dir string) (Manifest, error) {
 	b.event("install", 0.82, "installing the bootstrap")
 	rootfs := filepath.Join(dir, "rootfs")
-	if err := os.MkdirAll(rootfs, 0o755); err != nil { //nolint:gosec // sandboxes look into it, under other uids
-		return Manifest{}, err
+	for _, d := range []string{dir, rootfs} {
+		if err := makeDir(d); err != nil {
+			return Manifest{}, err
+		}
 	}
 	if err := loadTree(base, rootfs); err != nil {
 		return Manifest{}, err
@@ -221,12 +226,22 @@ func (b *build) installBootstrap(ctx context.Context, rootfs string) error {
 		return err
 	}
 	path := filepath.Join(rootfs, "var/runtime", filepath.Base(b.recipe.Bootstrap))
-	if err := os.WriteFile(path, script, 0o644); err != nil { //nolint:gosec // readable by the function
+	if err := os.WriteFile(path, script, 0o644); err != nil {
 		return err
 	}
 	if filepath.Ext(path) != ".py" {
-		return nil
+		return os.Chmod(path, 0o644)
 	}
-	_, err = chrootOutput(ctx, rootfs, "/usr/bin/python3.11", "-I", "-S", "-c", compileBootstrap)
-	return err
+	if _, err = chrootOutput(ctx, rootfs, "/usr/bin/python3.11", "-I", "-S", "-B", "-c", compileBootstrap); err != nil {
+		return err
+	}
+	return errors.Join(os.Chmod(path, 0o644), os.Chmod(path+"c", 0o644))
+}
+
+// makeDir makes a directory that sandboxes can look into under their own uids, whatever the umask.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o755)
 }

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,14 +36,42 @@ func tempImages(t *testing.T, cfg Config) *Images {
 	return images
 }
 
+// The kept image is the other build, unless Debian has published packages since.
 func TestBuildsOfOneRecipeAreIdentical(t *testing.T) {
-	var digests []string
-	for range 2 {
-		image, err := tempImages(t, Config{}).Build(t.Context(), "python3.11", BuildOptions{})
-		must(t, err)
-		digests = append(digests, image.Digest)
+	want := testImage(t, "python3.11").Digest
+	image := buildUnderUmask(t, 0o077)
+	if image.Digest != want {
+		wantEqual(t, image.Digest, buildUnderUmask(t, 0o022).Digest)
 	}
-	wantEqual(t, digests[0], digests[1])
+	out, err := exec.Command("find", filepath.Dir(filepath.Dir(image.RootFS)), "!", "-perm", "-0444", "!", "-type", "l", "!", "-name", lockFile).Output()
+	must(t, err)
+	wantEqual(t, string(out), "")
+}
+
+func buildUnderUmask(t *testing.T, mask int) *Image {
+	t.Helper()
+	defer syscall.Umask(syscall.Umask(mask))
+	image, err := tempImages(t, Config{}).Build(t.Context(), "python3.11", BuildOptions{})
+	must(t, err)
+	return image
+}
+
+func TestNewBootstrapKeepsTheDebianPart(t *testing.T) {
+	for _, r := range recipes() {
+		base := r.baseHash()
+		whole, err := r.hash()
+		must(t, err)
+		changed := r
+		changed.Command = []string{"other"}
+		wantEqual(t, changed.baseHash(), base)
+		if h, err := changed.hash(); err != nil || h == whole {
+			t.Errorf("%s: the recipe's hash doesn't cover its command", r.Name)
+		}
+		changed.Packages = append([]string{"more"}, r.Packages...)
+		if changed.baseHash() == base {
+			t.Errorf("%s: the hash of the Debian part doesn't cover packages", r.Name)
+		}
+	}
 }
 
 func TestImageContents(t *testing.T) {
@@ -71,6 +101,23 @@ func TestImageContents(t *testing.T) {
 		wantEqual(t, digest, image.Digest)
 		wantEqual(t, size, image.SizeBytes)
 	}
+}
+
+func TestByteCodeIsNeverChecked(t *testing.T) {
+	root, compiled := testImage(t, "python3.11").RootFS, 0
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".pyc" {
+			return err
+		}
+		compiled++
+		b, err := os.ReadFile(path)
+		if err == nil && b[4] != 1 { // flags: by hash, and the hash isn't looked at
+			t.Errorf("%s is checked against its source", path)
+		}
+		return err
+	})
+	must(t, err)
+	wantEqual(t, compiled > 800, true)
 }
 
 func TestManifestOnDisk(t *testing.T) {

@@ -122,22 +122,26 @@ func neededBytes(line string) (int64, bool) {
 	if len(f) < 2 {
 		return 0, false
 	}
-	amount, _, _ := strings.Cut(f[0], "/")
-	n, err := strconv.ParseFloat(strings.ReplaceAll(amount, ",", ""), 64)
+	n, err := strconv.ParseFloat(strings.ReplaceAll(f[0], ",", ""), 64)
 	if err != nil {
 		return 0, false
 	}
-	units := map[string]float64{"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
-	unit, ok := units[strings.TrimSuffix(f[1], "/")]
+	name, _, _ := strings.Cut(f[1], "/") // "0 B/24.1 MB" when a part is there already
+	unit, ok := map[string]float64{"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[name]
 	return int64(n * unit), ok
 }
 
-// checkHost says what is missing for a build.
-func checkHost() error {
+// checkRoot: owners in an image and chroot need it.
+func checkRoot() error {
 	if os.Geteuid() != 0 {
 		return fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_UNSPECIFIED,
 			"building runtime images needs root; run the command with sudo")
 	}
+	return nil
+}
+
+// checkTools says what is missing for a build.
+func checkTools() error {
 	for _, tool := range []string{"mmdebstrap", "apt-get", "dpkg-deb"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_UNSPECIFIED,
@@ -173,7 +177,7 @@ func syncFS(path string) error {
 	if err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // only synced
+	defer f.Close()
 	if err := unix.Syncfs(int(f.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", path, err)
 	}

@@ -60,7 +60,7 @@ func (f finisher) mergeUsr(context.Context) error {
 
 // mergeDir moves everything in from to the directory to, and removes from.
 func mergeDir(from, to string) error {
-	if err := os.MkdirAll(to, 0o755); err != nil { //nolint:gosec // part of an image
+	if err := os.MkdirAll(to, 0o755); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(from)
@@ -109,7 +109,7 @@ func (f finisher) drop(context.Context) error {
 			return err
 		}
 		if strings.HasSuffix(name, "/") {
-			if err := os.MkdirAll(f.path(name), 0o755); err != nil { //nolint:gosec // part of an image
+			if err := os.MkdirAll(f.path(name), 0o755); err != nil {
 				return err
 			}
 		}
@@ -151,17 +151,17 @@ func (f finisher) writeFiles(context.Context) error {
 		if err := os.RemoveAll(path); err != nil {
 			return err
 		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil { //nolint:gosec // readable by the function
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return err
 		}
 	}
 	for _, name := range mountPoints() {
-		if err := os.MkdirAll(f.path(name), 0o755); err != nil { //nolint:gosec // readable by the function
+		if err := os.MkdirAll(f.path(name), 0o755); err != nil {
 			return err
 		}
 	}
 	for _, name := range []string{"tmp", "var/tmp"} {
-		if err := os.MkdirAll(f.path(name), 0o755); err != nil { //nolint:gosec // the mode follows
+		if err := os.MkdirAll(f.path(name), 0o755); err != nil {
 			return err
 		}
 		if err := os.Chmod(f.path(name), fs.ModeSticky|0o777); err != nil {
@@ -224,7 +224,7 @@ func (f finisher) installCertificates(ctx context.Context) error {
 	if err := f.chroot(ctx, "/usr/bin/openssl", "rehash", "/etc/ssl/certs"); err != nil {
 		return err
 	}
-	return os.WriteFile(f.path("etc/ssl/certs/ca-certificates.crt"), bundle.Bytes(), 0o644) //nolint:gosec // readable by the function
+	return os.WriteFile(f.path("etc/ssl/certs/ca-certificates.crt"), bundle.Bytes(), 0o644)
 }
 
 // compress replaces JSON by its gzipped form in the directories of the recipe.
@@ -256,17 +256,18 @@ func gzipFile(path string) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	if err := os.WriteFile(path+".gz", packed.Bytes(), 0o644); err != nil { //nolint:gosec // readable by the function
+	if err := os.WriteFile(path+".gz", packed.Bytes(), 0o644); err != nil {
 		return err
 	}
 	return os.Remove(path)
 }
 
 // compilePython writes byte code that is never checked against its source: nothing changes in an image. One
-// process compiles a directory in order, since the bits depend on what was compiled before.
+// process compiles a directory in order, since the bits depend on what was compiled before; it must not write byte code
+// of what it imports itself (-B), which would be checked.
 func (f finisher) compilePython(ctx context.Context) error {
 	for _, dir := range f.recipe.PythonDirs {
-		err := f.chroot(ctx, "/usr/bin/python3.11", "-I", "-S", "-m", "compileall", "-q",
+		err := f.chroot(ctx, "/usr/bin/python3.11", "-I", "-S", "-B", "-m", "compileall", "-q", "-f",
 			"--invalidation-mode", "unchecked-hash", "-x", `lib2to3/tests|/bad_`, dir)
 		if err != nil {
 			return err

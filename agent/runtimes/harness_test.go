@@ -10,10 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
-
-	"syscall"
 
 	"github.com/mayfly-faas/mayfly/agent/frame"
 )

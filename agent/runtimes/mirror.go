@@ -178,7 +178,7 @@ func (m *mirror) pass(ctx context.Context, w http.ResponseWriter, source string)
 		refuse(w, err)
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	for _, name := range []string{"Content-Length", "Content-Type", "Last-Modified"} {
 		if v := resp.Header.Get(name); v != "" {
 			w.Header().Set(name, v)
@@ -204,7 +204,7 @@ func (m *mirror) serveKept(ctx context.Context, w http.ResponseWriter, source st
 		refuse(w, err)
 		return err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close()
 	now := time.Now()
 	_ = os.Chtimes(file, now, now) // says to Prune that it is in use
 	info, err := f.Stat()
@@ -229,7 +229,7 @@ func (m *mirror) keep(ctx context.Context, source, file string) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	f, err := os.CreateTemp(m.dir, tmpPrefix+"*")
 	if err != nil {
 		m.fail(err)

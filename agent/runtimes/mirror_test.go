@@ -21,7 +21,7 @@ func testMirror(t *testing.T, h http.HandlerFunc) (m *mirror, url string) {
 	t.Helper()
 	upstream := httptest.NewServer(h)
 	t.Cleanup(upstream.Close)
-	m = newMirror(archive{Main: upstream.URL + "/d"}, aptSettings{HTTPProxy: "DIRECT"}, t.TempDir(), &singleflight.Group{}, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	m = newMirror(archive{Main: upstream.URL + "/d"}, aptSettings{HTTPProxy: "DIRECT"}, t.TempDir(), &singleflight.Group{}, slog.New(slog.DiscardHandler))
 	url, stop, err := m.serve(t.Context())
 	must(t, err)
 	t.Cleanup(stop)
@@ -30,7 +30,7 @@ func testMirror(t *testing.T, h http.HandlerFunc) (m *mirror, url string) {
 
 func get(t *testing.T, url string) (int, string) {
 	t.Helper()
-	resp, err := http.Get(url) //nolint:gosec,noctx // of this test
+	resp, err := http.Get(url) //nolint:noctx // of this test
 	must(t, err)
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
@@ -102,7 +102,7 @@ func TestCanonicalTreeSurvivesStorage(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(from, "x", strings.Repeat("n", 200)), []byte("ü"), 0o755))
 	must(t, os.Symlink("/nowhere", filepath.Join(from, "link")))
 	must(t, os.Chmod(filepath.Join(from, "x/y"), os.ModeSticky|0o777))
-	must(t, os.Chmod(filepath.Join(from, "x/file"), os.ModeSetuid|0o755))
+	must(t, os.Chmod(filepath.Join(from, "x/file"), os.ModeSetuid|0o711))
 	want, size, err := treeDigest(from)
 	must(t, err)
 	wantEqual(t, size, int64(6))

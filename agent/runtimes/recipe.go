@@ -17,7 +17,7 @@ var bootstraps embed.FS
 const suite = "bookworm"
 
 // recipeFormat is part of every recipe's hash: raise it when finish or canonical archives change.
-const recipeFormat = 1
+const recipeFormat = 2
 
 // recipe says how an image is made. Its exported fields are what its hash covers.
 type recipe struct {
@@ -61,7 +61,7 @@ func pythonRecipe() recipe {
 		Bootstrap:      "python/bootstrap.py",
 		PythonDirs:     []string{"/usr/lib/python3.11", "/usr/lib/python3"},
 		GzipDirs:       []string{"usr/lib/python3/dist-packages/botocore/data"},
-		VersionCommand: []string{"/usr/bin/python3.11", "-I", "-S", "-c", "import platform; print(platform.python_version())"},
+		VersionCommand: []string{"/usr/bin/python3.11", "-I", "-S", "-B", "-c", "import platform; print(platform.python_version())"},
 		DownloadBytes:  45 << 20,
 	}
 }

@@ -8,7 +8,6 @@ package runtimes
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -103,7 +102,7 @@ func New(cfg Config) (*Images, error) {
 		cfg.Mirror = os.Getenv(MirrorEnv)
 	}
 	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Progress == nil {
 		cfg.Progress = func(Event) {}

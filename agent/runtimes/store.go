@@ -125,7 +125,8 @@ func writeManifest(dir string, m Manifest) error {
 	if err != nil {
 		return fmt.Errorf("write manifest: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, manifestFile), append(b, '\n'), 0o644); err != nil { //nolint:gosec // not secret
+	path := filepath.Join(dir, manifestFile)
+	if err := errors.Join(os.WriteFile(path, append(b, '\n'), 0o644), os.Chmod(path, 0o644)); err != nil {
 		return fmt.Errorf("write manifest: %w", err)
 	}
 	return nil
@@ -219,7 +220,7 @@ func (im *Images) pruneCache() error {
 			drop = info.ModTime().Before(oldest)
 		}
 		if drop {
-			return os.Remove(path)
+			return os.Remove(path) //nolint:gosec // a directory of root's alone
 		}
 		return nil
 	})

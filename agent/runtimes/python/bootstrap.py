@@ -29,10 +29,9 @@ MAX_STREAM_PART = 1 << 20
 # A failure with more text than this is cut: it must fit in a frame.
 MAX_ERROR_TEXT = 256 << 10
 
-# Imported while the sandbox waits to be claimed.
+# Imported while the sandbox waits to be claimed. Each waiting sandbox pays for them in memory.
 PRELOAD = (
-    "logging", "traceback", "datetime", "hashlib", "base64", "random", "decimal", "uuid", "collections",
-    "functools", "typing", "dataclasses", "threading", "urllib.parse", "socket", "ssl", "http.client",
+    "logging", "traceback", "datetime", "hashlib", "base64", "random", "functools", "typing", "threading", "urllib.parse",
 )
 
 
@@ -299,23 +298,27 @@ def find_handler(name, task_root):
 
 
 def import_module(name, task_root):
-    import importlib
-    from importlib.machinery import PathFinder
-
     path = name.replace("/", ".")
     top = path.partition(".")[0]
     if top in sys.builtin_module_names:
         raise Fault("Runtime.BuiltInModuleConflict", f"Cannot use built-in module {name} as a handler module")
     # A module of the function goes before one of the same name that we loaded ahead.
-    if top in sys.modules and PathFinder.find_spec(top, [task_root]):
+    if top in sys.modules and found_in(top, task_root):
         del sys.modules[top]
     try:
-        return importlib.import_module(path)
+        __import__(path)
+        return sys.modules[path]
     except ImportError as exc:
         raise Fault("Runtime.ImportModuleError", f"Unable to import module '{name}': {exc}", user_frames(exc.__traceback__)) from exc
     except SyntaxError as exc:
         where = f'  File "{exc.filename}" Line {exc.lineno}\n    {(exc.text or "").strip()}\n'
         raise Fault("Runtime.UserCodeSyntaxError", f"Syntax error in module '{name}': {exc}", [where]) from exc
+
+
+def found_in(name, directory):
+    from importlib.machinery import PathFinder
+
+    return PathFinder.find_spec(name, [directory]) is not None
 
 
 def search_path(task_root, environ):

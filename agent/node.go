@@ -66,11 +66,14 @@ func StopNode(ctx context.Context, cfg NodeConfig) error {
 	return containerd.Stop(ctx, cfg.containerd())
 }
 
-// Images are the runtime images of a node, and BuildEvent a step in building one.
 type (
-	Images       = runtimes.Images
+	// Images are the runtime images of a node.
+	Images = runtimes.Images
+	// ImagesConfig says where they are.
 	ImagesConfig = runtimes.Config
-	BuildEvent   = runtimes.Event
+	// BuildEvent is a step in building one.
+	BuildEvent = runtimes.Event
+	// BuildOptions say how to build.
 	BuildOptions = runtimes.BuildOptions
 )
 

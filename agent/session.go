@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -29,7 +30,17 @@ func (l *lane) send(m *agentv1.SessionRequest) error {
 	return l.stream.Send(m)
 }
 
-// remoteSession is the agent's end of a session: it serves calls, each in a goroutine of its own, and sends reports.
+// maxIdleServers is how many goroutines wait for the next call with stacks that are large enough for it already.
+const maxIdleServers = 64
+
+// job is a call to be served.
+type job struct {
+	ctx  context.Context //nolint:containedctx // of the call, on its way to a goroutine
+	lane *lane
+	call *agentv1.Call
+}
+
+// remoteSession is the agent's end of a session: it serves calls at once and sends reports.
 type remoteSession struct {
 	remote *Remote
 	worker Worker
@@ -37,6 +48,8 @@ type remoteSession struct {
 	ctx    context.Context // the session's life
 	end    context.CancelFunc
 	loops  sync.WaitGroup
+	jobs   chan job // to idle servers
+	idle   atomic.Int32
 
 	mu      sync.Mutex
 	running map[uint64]context.CancelFunc
@@ -46,7 +59,7 @@ type remoteSession struct {
 
 // Attach implements ControlPlane: it opens both lanes and returns when both are welcome.
 func (r *Remote) Attach(ctx context.Context, hello *agentv1.Hello, w Worker) (Session, error) {
-	s := &remoteSession{remote: r, worker: w, running: map[uint64]context.CancelFunc{}, kick: make(chan struct{}, 1)}
+	s := &remoteSession{remote: r, worker: w, running: map[uint64]context.CancelFunc{}, kick: make(chan struct{}, 1), jobs: make(chan job)}
 	s.ctx, s.end = context.WithCancel(context.WithoutCancel(ctx))
 	handshake, cancel := context.WithTimeout(ctx, r.cfg.HandshakeTimeout)
 	defer cancel()
@@ -125,15 +138,46 @@ func (s *remoteSession) receive(l *lane) {
 	}
 }
 
+// begin lets an idle server have the call, or a new one.
 func (s *remoteSession) begin(l *lane, c *agentv1.Call) {
-	ctx, cancel := context.WithCancel(s.ctx)
-	s.mu.Lock()
-	s.running[c.GetId()] = cancel
-	s.mu.Unlock()
-	s.remote.calls.Go(func() {
-		defer s.cancel(c.GetId())
-		s.serve(ctx, l, c)
-	})
+	j := job{s.ctx, l, c}
+	if !plainInvocation(c) {
+		ctx, cancel := context.WithCancel(s.ctx)
+		s.mu.Lock()
+		s.running[c.GetId()] = cancel
+		s.mu.Unlock()
+		j.ctx = ctx
+	}
+	select {
+	case s.jobs <- j:
+	default:
+		s.remote.calls.Go(func() { s.serveMany(j) })
+	}
+}
+
+// plainInvocation tells of a call that nothing ends but the function: it needs no context of its own.
+func plainInvocation(c *agentv1.Call) bool {
+	return c.GetInvoke() != nil && !c.GetInvoke().GetStream()
+}
+
+// serveMany serves a call, and then others while there are few idle servers.
+func (s *remoteSession) serveMany(j job) {
+	for {
+		s.serve(j.ctx, j.lane, j.call)
+		if !plainInvocation(j.call) {
+			s.cancel(j.call.GetId())
+		}
+		if s.idle.Add(1) > maxIdleServers {
+			s.idle.Add(-1)
+			return
+		}
+		select {
+		case j = <-s.jobs:
+			s.idle.Add(-1)
+		case <-s.ctx.Done():
+			return
+		}
+	}
 }
 
 // cancel ends the context of a call and forgets it.

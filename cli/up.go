@@ -14,7 +14,7 @@ func (a *App) upCommand() *cobra.Command {
 
 At its first start it makes the cluster, and an admin key that it leaves in STATE/server/admin.json:
 "mayfly context import" makes a context of it. Runtime images are made by "mayfly runtime build --all".
-Sandboxes and containerd live on when it ends, for its next start to adopt; "mayfly down" stops them.`,
+Sandboxes end with it; containerd lives on for its next start, and "mayfly down" stops that.`,
 		Example: "  sudo mayfly doctor --install\n  sudo mayfly runtime build --all\n  sudo mayfly up",
 		Args:    argsNamed(),
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -96,9 +97,9 @@ func (s *Server) onClose(what string, do func() error) {
 // close undoes New's steps, last first.
 func (s *Server) close() error {
 	var errs []error
-	for i := len(s.closers) - 1; i >= 0; i-- {
-		if err := s.closers[i].do(); err != nil {
-			errs = append(errs, fmt.Errorf("close %s: %w", s.closers[i].what, err))
+	for _, c := range slices.Backward(s.closers) {
+		if err := c.do(); err != nil {
+			errs = append(errs, fmt.Errorf("close %s: %w", c.what, err))
 		}
 	}
 	s.closers = nil

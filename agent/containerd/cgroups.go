@@ -43,8 +43,35 @@ func openCgroups(root, parent string) (*cgroups, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.swap, err = c.canLimitSwap()
-	return c, err
+	if c.swap, err = c.canLimitSwap(); err != nil {
+		return nil, err
+	}
+	return c, c.weighParent()
+}
+
+// Weights of all sandboxes together, against the other groups of the host. Under version 1 each process in the root
+// group competes with them on its own, at 1024.
+const (
+	parentSharesV1 = "8192"
+	parentWeightV2 = "400"
+)
+
+// weighParent sees to it that sandboxes aren't starved by what runs beside them, the control plane among it.
+func (c *cgroups) weighParent() error {
+	dir, file, weight := filepath.Join(c.root, "cpu", filepath.Dir(c.parent)), "cpu.shares", parentSharesV1
+	if c.unified {
+		dir, file, weight = filepath.Join(c.root, filepath.Dir(c.parent)), "cpu.weight", parentWeightV2
+		if err := os.WriteFile(filepath.Join(c.root, "cgroup.subtree_control"), []byte("+cpu"), 0); err != nil {
+			return fmt.Errorf("enable the cpu controller for cgroups under %s: %w", c.root, err)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make cgroup: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, file), []byte(weight), 0); err != nil {
+		return fmt.Errorf("weigh the sandboxes' cgroup: %w", err)
+	}
+	return nil
 }
 
 func (c *cgroups) checkControllers() error {

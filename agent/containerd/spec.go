@@ -20,9 +20,8 @@ const (
 	socketDir = "/run/mayfly"
 	codeDir   = "/var/task"
 
-	cpuPeriod   = 100_000 // µs
-	minShares   = 2       // the kernel takes no less
-	maxFiles    = 1024    // as in Lambda
+	minShares   = 2    // the kernel takes no less
+	maxFiles    = 1024 // as in Lambda
 	smallTmpfs  = "size=1m,mode=755"
 	sharedTmpfs = "size=64m,mode=1777"
 )
@@ -126,13 +125,10 @@ func linux(c sandbox.Config, l layout) *specs.Linux {
 	}
 }
 
-// cpu shares the machine in proportion to milliCPUs when sandboxes compete. What is idle may be used, up to one CPU or
-// to its own number if that is more: a hard limit of a small function's share would make its start ten times as long.
+// cpu shares the machine in proportion to milliCPUs when sandboxes compete; what is idle may be used
+// (docs/adr/0009-cpu-by-weight.md).
 func cpu(milliCPUs int32) *specs.LinuxCPU {
-	return &specs.LinuxCPU{
-		Shares: new(max(uint64(milliCPUs)*1024/1000, minShares)),
-		Period: new(uint64(cpuPeriod)), Quota: new(int64(max(milliCPUs, 1000)) * cpuPeriod / 1000),
-	}
+	return &specs.LinuxCPU{Shares: new(max(uint64(milliCPUs)*1024/1000, minShares))}
 }
 
 func resources(c sandbox.Config, limitSwap bool) *specs.LinuxResources {

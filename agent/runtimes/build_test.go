@@ -128,7 +128,7 @@ func TestManifestOnDisk(t *testing.T) {
 	must(t, json.Unmarshal(b, &m))
 	wantEqual(t, m["mode"], "runtime-api")
 	wantEqual(t, m["command"], []any{"/var/task/bootstrap"})
-	home := filepath.Join(imageCache(t), "agent/runtimes/provided")
+	home := filepath.Join(imageCache(t), "provided")
 	target, err := os.Readlink(filepath.Join(home, "current"))
 	must(t, err)
 	wantEqual(t, "sha256:"+target, image.Digest)

@@ -17,19 +17,15 @@ import (
 	"github.com/mayfly-faas/mayfly/agent/frame"
 )
 
-// imageCacheEnv names the directory where tests keep images between runs.
-const imageCacheEnv = "MAYFLY_IMAGE_CACHE"
+// runtimesDirEnv names the directory where all tests keep images between runs; `make test` sets it.
+const runtimesDirEnv = "MAYFLY_RUNTIMES_DIR"
 
 func imageCache(tb testing.TB) string {
 	tb.Helper()
-	if dir := os.Getenv(imageCacheEnv); dir != "" {
+	if dir := os.Getenv(runtimesDirEnv); dir != "" {
 		return dir
 	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return filepath.Join(dir, "mayfly-images")
+	return "/var/cache/mayfly/runtimes"
 }
 
 // testImage returns an image as Build makes it.

@@ -79,7 +79,7 @@ func TestKilledAgentLeavesNothing(t *testing.T) {
 	}
 	in.deploy(t, python("left", "import time\ndef handler(e, c):\n    time.sleep(e.get('s', 0))\n    return 1"))
 	in.invoke(t, "left", "{}")
-	go in.invocations().Invoke(context.Background(), &mayflyv1.InvokeRequest{Function: "left", Payload: []byte(`{"s":5}`)}) //nolint:errcheck // it dies with the server
+	go in.invocations().Invoke(context.Background(), &mayflyv1.InvokeRequest{Function: "left", Payload: []byte(`{"s":5}`)}) // it dies with the server
 	time.Sleep(200 * time.Millisecond)
 	if err := in.kill(); err != nil {
 		t.Fatal(err)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -60,6 +62,7 @@ func runServer(ctx context.Context, o cli.ServerOptions, log *slog.Logger) error
 }
 
 func runAgent(ctx context.Context, o cli.AgentOptions, log *slog.Logger) (err error) {
+	leaveHalf()
 	credentials, err := peer.Load(o.IdentityDir)
 	if err != nil {
 		return err
@@ -83,6 +86,14 @@ func runAgent(ctx context.Context, o cli.AgentOptions, log *slog.Logger) (err er
 		node.ControlPlanes = append(node.ControlPlanes, remote)
 	}
 	return agent.RunNode(ctx, node)
+}
+
+// leaveHalf keeps the agent off half of the CPUs: they are for the functions, and threads that only look for work would
+// be in the way of a sandbox that has some.
+func leaveHalf() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(1, runtime.GOMAXPROCS(0)/2))
+	}
 }
 
 func stopSandboxes(ctx context.Context, o cli.AgentOptions, log *slog.Logger) error {

@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 . cli/scripts/tool.sh
 
-buf generate
+buf generate --template proto/buf.gen.yaml
 golangci_lint fmt ./...
 descriptors=$(mktemp)
 trap 'rm -f "$descriptors"' EXIT

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -165,12 +166,14 @@ type Agent struct {
 	reports    []*reporter
 	reporting  sync.Mutex // reports go out in the order in which they were made
 
-	boxes   sync.Map // sandbox id to *box
-	tasks   sync.WaitGroup
-	gate    sync.RWMutex // held to begin a sandbox, and to stop that
-	closing bool
-	life    context.Context // ends when what runs in the background must stop
-	end     context.CancelFunc
+	boxes    sync.Map     // sandbox id to *box
+	running  atomic.Int64 // invocations
+	spinners int64        // up to this many of them may wait without sleeping
+	tasks    sync.WaitGroup
+	gate     sync.RWMutex // held to begin a sandbox, and to stop that
+	closing  bool
+	life     context.Context // ends when what runs in the background must stop
+	end      context.CancelFunc
 }
 
 // New prepares an Agent; nothing runs yet.
@@ -184,7 +187,7 @@ func New(cfg Config) (*Agent, error) {
 			return nil, fmt.Errorf("agent: %w", err)
 		}
 	}
-	a := &Agent{cfg: cfg, log: cfg.Logger, instanceID: uuid.NewString(), room: newRoom(cfg.Capacity)}
+	a := &Agent{cfg: cfg, log: cfg.Logger, instanceID: uuid.NewString(), room: newRoom(cfg.Capacity), spinners: int64(max(1, runtime.NumCPU()/4))}
 	a.images = &images{dir: cfg.RuntimesDir}
 	var err error
 	if a.logs, err = logs.Open(cfg.Logs); err != nil {

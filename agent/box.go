@@ -51,10 +51,11 @@ type box struct {
 	initBody    []byte // of InitError
 	initTail    []byte
 	initTook    time.Duration
-	usedSince   atomic.Bool  // invoked since the last sample
-	peak        atomic.Int64 // most memory seen, in bytes
-	reportedAs  atomic.Int32 // state in the last report
-	wasSampled  bool         // by the one invocation that runs
+	usedSince   atomic.Bool   // invoked since the last sample
+	peak        atomic.Int64  // most memory seen, in bytes
+	reportedAs  atomic.Int32  // state in the last report
+	wasSampled  bool          // by the one invocation that runs
+	lastTook    time.Duration // of the last invocation
 	memoryLimit int
 }
 

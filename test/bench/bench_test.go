@@ -136,7 +136,7 @@ func TestBenchAgainstAStub(t *testing.T) {
 	if err := json.Unmarshal(b, &result); err != nil {
 		t.Fatal(err)
 	}
-	if len(result.Rows) != 4 {
+	if len(result.Rows) != 5 {
 		t.Fatalf("%d rows: %s", len(result.Rows), b)
 	}
 	for i, r := range result.Rows {

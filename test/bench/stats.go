@@ -80,7 +80,7 @@ func budgetOf(name string, ownShim bool) budget {
 	switch name {
 	case "warm_c1":
 		return budget{unit: unitP50, must: 4, aim: 2.5, p99: true}
-	case "warm_c32":
+	case "warm_c32", "warm_c32_inproc":
 		return budget{unit: unitPerS, must: 0.25, aim: 0.5}
 	case "warm_c1_inproc":
 		return budget{unit: unitP50, must: 3, aim: 1.8}

@@ -169,7 +169,7 @@ func requireStubCalls(t *testing.T, log string) {
 		}
 	}
 	// The stand-in's agent keeps no state, so that there are two states to take down.
-	want := map[string]int{"up": 1, "server": 1, "agent": 1, "node": 1, "deploy": 2 + 1 + 12, "function": 12, "down": 2}
+	want := map[string]int{"up": 1, "server": 1, "agent": 1, "node": 1, "deploy": 2 + 2 + 12, "function": 12, "down": 2}
 	for command, n := range want {
 		if counts[command] != n {
 			t.Errorf("%s was called %d times, want %d", command, counts[command], n)

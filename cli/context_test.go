@@ -2,18 +2,18 @@ package cli_test
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
 	"github.com/mayfly-faas/mayfly/cli"
 	"github.com/mayfly-faas/mayfly/cli/config"
+	"github.com/mayfly-faas/mayfly/controlplane/peer"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
 
@@ -97,26 +97,26 @@ func TestLogsFollowEndsWithAnInterrupt(t *testing.T) {
 
 func TestNodeEnroll(t *testing.T) {
 	b := newBench(t)
+	ca, err := peer.EnsureCA(t.TempDir(), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
 	on(b.api, mayflyv1.NodeService_EnrollNode_FullMethodName, func(q *mayflyv1.EnrollNodeRequest) (*mayflyv1.EnrollNodeResponse, error) {
-		block, _ := pem.Decode(q.GetCertificateSigningRequest())
-		csr, err := x509.ParseCertificateRequest(block.Bytes)
-		if err != nil || csr.CheckSignature() != nil || csr.Subject.CommonName != "worker-1" {
-			t.Errorf("request %+v, %v", csr, err)
-		}
-		return &mayflyv1.EnrollNodeResponse{Certificate: []byte("cert"), CaCertificate: []byte("ca"), NodeId: "id-1"}, nil
+		cert, id, err := ca.SignCSR(q.GetCertificateSigningRequest(), q.GetName(), "")
+		return &mayflyv1.EnrollNodeResponse{Certificate: cert, CaCertificate: ca.CertificatePEM(), NodeId: id}, err
 	})
 	dir := filepath.Join(b.dir, "identity")
-	if o := b.run("node", "enroll", "worker-1", "--identity", dir); o.code != 0 || !strings.Contains(o.stdout, "id-1") {
-		t.Fatalf("got %+v", o)
+	o := b.run("node", "enroll", "worker-1", "--identity", dir)
+	credentials, err := peer.Load(dir)
+	if o.code != 0 || err != nil {
+		t.Fatalf("got %+v, %v", o, err)
 	}
-	for file, want := range map[string]string{cli.IdentityCert: "cert", cli.IdentityCA: "ca", cli.IdentityKey: "PRIVATE KEY"} {
-		text, err := os.ReadFile(filepath.Join(dir, file))
-		if err != nil || !strings.Contains(string(text), want) {
-			t.Errorf("%s: %q, %v", file, text, err)
-		}
-		if info, err := os.Stat(filepath.Join(dir, file)); err != nil || info.Mode().Perm() != 0o600 {
-			t.Errorf("%s: %v, %v", file, info.Mode(), err)
-		}
+	id, err := credentials.Identity()
+	if err != nil || id.Name != "worker-1" || !strings.Contains(o.stdout, id.ID) {
+		t.Errorf("identity %+v, %v; said %s", id, err, o.stdout)
+	}
+	if info, err := os.Stat(filepath.Join(dir, cli.IdentityKey)); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key: %v, %v", info.Mode(), err)
 	}
 	if o := b.run("node", "enroll", "worker-1", "--identity", dir); o.code != cli.ExitConflict {
 		t.Errorf("again: %+v", o)

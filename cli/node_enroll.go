@@ -2,27 +2,18 @@ package cli
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
+	"github.com/mayfly-faas/mayfly/controlplane/peer"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
 
-// Files of an agent's identity directory, all PEM.
-const (
-	IdentityKey  = "node.key"
-	IdentityCert = "node.crt"
-	IdentityCA   = "ca.crt"
-)
+// IdentityKey is the file of an agent's identity directory that says whether there is one.
+const IdentityKey = "node.key"
 
 func (a *App) nodeEnroll() *cobra.Command {
 	var dir string
@@ -49,7 +40,7 @@ signed by the cluster. Run it on the worker, or copy the directory there. Then s
 }
 
 func (a *App) enroll(ctx context.Context, c *client, name, dir string) error {
-	key, request, err := signingRequest(name)
+	key, request, err := peer.NewRequest(name)
 	if err != nil {
 		return fmt.Errorf("make a key for %s: %w", name, err)
 	}
@@ -57,33 +48,9 @@ func (a *App) enroll(ctx context.Context, c *client, name, dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	identity := peer.Credentials{Key: key, Certificate: r.GetCertificate(), CACertificate: r.GetCaCertificate()}
+	if err := identity.Save(dir); err != nil {
 		return fmt.Errorf("write the identity: %w", err)
 	}
-	for file, content := range map[string][]byte{
-		IdentityKey: key, IdentityCert: r.GetCertificate(), IdentityCA: r.GetCaCertificate(),
-	} {
-		if err := os.WriteFile(filepath.Join(dir, file), content, 0o600); err != nil {
-			return fmt.Errorf("write the identity: %w", err)
-		}
-	}
 	return a.changed(r, name, "Enrolled node %s (%s); its identity is in %s", name, r.GetNodeId(), dir)
-}
-
-// signingRequest makes a P-256 key and a request for a certificate with the name, both PEM.
-func signingRequest(name string) (key, request []byte, err error) {
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, nil, err
-	}
-	der, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		return nil, nil, err
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, private)
-	if err != nil {
-		return nil, nil, err
-	}
-	key = pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	return key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}), nil
 }

@@ -104,10 +104,15 @@ func From(err error) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e
 	}
-	st, ok := status.FromError(err)
+	// Not status.FromError: that puts the texts of what wraps the status before its message.
+	remote, ok := errors.AsType[interface {
+		error
+		GRPCStatus() *status.Status
+	}](err)
 	if !ok {
 		return Internal(err, "internal error")
 	}
+	st := remote.GRPCStatus()
 	return &Error{Code: st.Code(), Reason: reasonOf(st), Message: st.Message()}
 }
 

@@ -20,8 +20,12 @@ func (r *Runtime) Wait(ctx context.Context, id string) (sandbox.Exit, error) {
 	if !ok {
 		return sandbox.Exit{}, unknown(id)
 	}
+	// containerd must not learn the deadline: it would answer an error of its own a moment before ctx ends here.
+	call, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, cancel)()
 	for {
-		end, err := r.client.tasks.Wait(ctx, &tasks.WaitRequest{ContainerID: id})
+		end, err := r.client.tasks.Wait(call, &tasks.WaitRequest{ContainerID: id})
 		switch {
 		case err == nil:
 			return r.recordExit(b, int(end.GetExitStatus()), end.GetExitedAt().AsTime()), nil

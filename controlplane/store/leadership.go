@@ -55,7 +55,8 @@ func (s *Store) LeaderChanged() <-chan struct{} {
 
 func (s *Store) refreshLeader() {
 	addr, id := s.raft.LeaderWithID()
-	now := Leader{ID: string(id), Address: string(addr), Here: s.IsLeader()}
+	// Raft says that it leads a moment before it says who leads; it observes both.
+	now := Leader{ID: string(id), Address: string(addr), Here: string(id) == s.id && s.IsLeader()}
 	s.leader.mu.Lock()
 	defer s.leader.mu.Unlock()
 	if now == s.leader.leader {

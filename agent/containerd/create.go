@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/containerd/api/services/containers/v1"
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -101,16 +102,34 @@ func (r *Runtime) create(ctx context.Context, b *box, c sandbox.Config) error {
 	if err != nil {
 		return err
 	}
-	if err := r.createContainer(ctx, c, l); err != nil {
+	if err := r.createTask(ctx, c, l); err != nil {
 		return err
-	}
-	if _, err := r.client.tasks.Create(ctx, &tasks.CreateTaskRequest{ContainerID: c.ID}); err != nil {
-		return fmt.Errorf("create task: %w", err)
 	}
 	if _, err := r.client.tasks.Start(ctx, &tasks.StartRequest{ContainerID: c.ID}); err != nil {
 		return fmt.Errorf("start task: %w", err)
 	}
 	return nil
+}
+
+// createTask makes container and task. Up to 1.1.14 runc wants the mappings of a user namespace that it joins to be said; later
+// ones read them from the namespace and may refuse those that are said. Which one this is shows at the first sandbox.
+func (r *Runtime) createTask(ctx context.Context, c sandbox.Config, l layout) error {
+	l.readMappings = r.readMappings.Load()
+	if err := r.createContainer(ctx, c, l); err != nil {
+		return err
+	}
+	_, err := r.client.tasks.Create(ctx, &tasks.CreateTaskRequest{ContainerID: c.ID})
+	if err == nil {
+		return nil
+	}
+	if l.readMappings || !strings.Contains(err.Error(), "both namespace path and non-matching mapping") {
+		return fmt.Errorf("create task: %w", err)
+	}
+	r.readMappings.Store(true)
+	if _, err := r.client.containers.Delete(ctx, &containers.DeleteContainerRequest{ID: c.ID}); err != nil {
+		return fmt.Errorf("delete container: %w", err)
+	}
+	return r.createTask(ctx, c, l)
 }
 
 // lay makes the sandbox's directories and mounts on the host.

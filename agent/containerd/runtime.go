@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -73,6 +74,8 @@ type Runtime struct {
 	helper  string // directory of the helper's binary, mounted into sandboxes
 	lock    *os.File
 	shared  string // directory of the sandboxes' directories, a shared mount
+	// readMappings tells that runc reads a user namespace's mappings itself.
+	readMappings atomic.Bool
 
 	mu    sync.Mutex
 	boxes map[string]*box

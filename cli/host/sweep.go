@@ -46,7 +46,7 @@ func Unmount(dir string) error {
 }
 
 // ours are the entries that a state or run directory of Mayfly may have at its top.
-var ours = []string{"server", "agent", "containerd", "sandboxes", "s", "mayfly.log", "mayfly.pid", "server.pid", "agent.pid"}
+var ours = []string{"server", "agent", "c", "s", "mayfly.log", "mayfly.pid", "server.pid", "agent.pid"}
 
 // Wipe removes a state or run directory of Mayfly with all that is in it. It refuses a directory that holds anything else.
 func Wipe(dir string) error {

@@ -111,8 +111,8 @@ func (r *Runtime) create(ctx context.Context, b *box, c sandbox.Config) error {
 	return nil
 }
 
-// createTask makes container and task. Up to 1.1.14 runc wants the mappings of a user namespace that it joins to be said; later
-// ones read them from the namespace and may refuse those that are said. Which one this is shows at the first sandbox.
+// createTask makes container and task. Debian 12's runc wants the mappings of a user namespace that it joins to be said; Debian 13's
+// reads them from the namespace, and refuses ours. Which one this is shows at the first sandbox.
 func (r *Runtime) createTask(ctx context.Context, c sandbox.Config, l layout) error {
 	l.readMappings = r.readMappings.Load()
 	if err := r.createContainer(ctx, c, l); err != nil {

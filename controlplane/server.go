@@ -182,7 +182,7 @@ func (s *Server) openRouting() error {
 		return err
 	}
 	s.router, err = router.New(router.Config{
-		Logger: s.cfg.logger("router"), View: func() router.View { return s.state.View() }, Home: home{s.fleet},
+		Logger: s.cfg.logger("router"), View: func() router.View { return s.state.View() }, Home: home{s.fleet}, Starts: s.fleet.ScaleOut,
 	})
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/mayfly-faas/mayfly/proto/fault"
+	"github.com/mayfly-faas/mayfly/proto/lane"
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -18,16 +19,44 @@ import (
 // bulkFrom is the size of a payload from which it travels on the lane BULK, and the largest chunk of a stream, in bytes.
 const bulkFrom = 256 << 10
 
-// lane is one stream of a session.
-type lane struct {
-	mu     sync.Mutex // one sends at a time
+// agentLane is one stream of a session.
+type agentLane struct {
 	stream agentv1.SessionService_SessionClient
+	out    *lane.Sender[outgoing]
 }
 
-func (l *lane) send(m *agentv1.SessionRequest) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.stream.Send(m)
+// outgoing is a reply or, without one, a report.
+type outgoing struct {
+	reply  *agentv1.Reply
+	report *agentv1.Report
+}
+
+func newAgentLane(stream agentv1.SessionService_SessionClient) *agentLane {
+	return &agentLane{stream: stream, out: lane.NewSender(func(parts []outgoing) error { return sendParts(stream, parts) }, nil)}
+}
+
+// sendParts sends what is in order, replies that follow each other in one message.
+func sendParts(stream agentv1.SessionService_SessionClient, parts []outgoing) error {
+	for len(parts) > 0 {
+		var replies []*agentv1.Reply
+		for len(replies) < len(parts) && parts[len(replies)].reply != nil {
+			replies = append(replies, parts[len(replies)].reply)
+		}
+		m := &agentv1.SessionRequest{}
+		switch len(replies) {
+		case 0:
+			m.Message = &agentv1.SessionRequest_Report{Report: parts[0].report}
+		case 1:
+			m.Message = &agentv1.SessionRequest_Reply{Reply: replies[0]}
+		default:
+			m.Message = &agentv1.SessionRequest_Replies{Replies: &agentv1.Replies{Replies: replies}}
+		}
+		if err := stream.Send(m); err != nil {
+			return err
+		}
+		parts = parts[max(1, len(replies)):]
+	}
+	return nil
 }
 
 // maxIdleServers is how many goroutines wait for the next call with stacks that are large enough for it already.
@@ -36,7 +65,7 @@ const maxIdleServers = 64
 // job is a call to be served.
 type job struct {
 	ctx  context.Context //nolint:containedctx // of the call, on its way to a goroutine
-	lane *lane
+	lane *agentLane
 	call *agentv1.Call
 }
 
@@ -44,7 +73,7 @@ type job struct {
 type remoteSession struct {
 	remote *Remote
 	worker Worker
-	lanes  [2]*lane        // CONTROL and BULK
+	lanes  [2]*agentLane        // CONTROL and BULK
 	ctx    context.Context // the session's life
 	end    context.CancelFunc
 	loops  sync.WaitGroup
@@ -77,12 +106,16 @@ func (r *Remote) Attach(ctx context.Context, hello *agentv1.Hello, w Worker) (Se
 	}
 	for _, l := range s.lanes {
 		s.loops.Go(func() { s.receive(l) })
+		s.loops.Go(func() {
+			defer s.end()
+			l.out.Run(s.ctx.Done())
+		})
 	}
 	s.loops.Go(s.sendReports)
 	return s, nil
 }
 
-func (s *remoteSession) open(r *Remote, hello *agentv1.Hello, i int) (*lane, error) {
+func (s *remoteSession) open(r *Remote, hello *agentv1.Hello, i int) (*agentLane, error) {
 	stream, err := agentv1.NewSessionServiceClient(r.conns[i]).Session(s.ctx)
 	if err != nil {
 		return nil, err
@@ -99,7 +132,9 @@ func (s *remoteSession) open(r *Remote, hello *agentv1.Hello, i int) (*lane, err
 	if m.GetWelcome() == nil {
 		return nil, errors.New("the control plane did not say welcome")
 	}
-	return &lane{stream: stream}, nil
+	l := newAgentLane(stream)
+	l.out.Start()
+	return l, nil
 }
 
 // recvError is why a stream ended: Send only says that it did.
@@ -119,7 +154,7 @@ func (s *remoteSession) Close() error {
 }
 
 // receive serves one lane until the session ends.
-func (s *remoteSession) receive(l *lane) {
+func (s *remoteSession) receive(l *agentLane) {
 	defer s.end()
 	for {
 		m, err := l.stream.Recv()
@@ -132,6 +167,10 @@ func (s *remoteSession) receive(l *lane) {
 		switch m := m.GetMessage().(type) {
 		case *agentv1.SessionResponse_Call:
 			s.begin(l, m.Call)
+		case *agentv1.SessionResponse_Calls:
+			for _, c := range m.Calls.GetCalls() {
+				s.begin(l, c)
+			}
 		case *agentv1.SessionResponse_Cancel:
 			s.cancel(m.Cancel)
 		}
@@ -139,7 +178,7 @@ func (s *remoteSession) receive(l *lane) {
 }
 
 // begin lets an idle server have the call, or a new one.
-func (s *remoteSession) begin(l *lane, c *agentv1.Call) {
+func (s *remoteSession) begin(l *agentLane, c *agentv1.Call) {
 	j := job{s.ctx, l, c}
 	if !plainInvocation(c) {
 		ctx, cancel := context.WithCancel(s.ctx)
@@ -192,7 +231,7 @@ func (s *remoteSession) cancel(id uint64) {
 }
 
 // serve runs a call and sends its reply.
-func (s *remoteSession) serve(ctx context.Context, l *lane, c *agentv1.Call) {
+func (s *remoteSession) serve(ctx context.Context, l *agentLane, c *agentv1.Call) {
 	reply := &agentv1.Reply{Id: c.GetId()}
 	var err error
 	switch call := c.GetCall().(type) {
@@ -224,15 +263,15 @@ func (s *remoteSession) serve(ctx context.Context, l *lane, c *agentv1.Call) {
 }
 
 // reply sends a reply. When it can't, the session is over and the control plane knows.
-func (s *remoteSession) reply(l *lane, r *agentv1.Reply) {
-	if err := l.send(&agentv1.SessionRequest{Message: &agentv1.SessionRequest_Reply{Reply: r}}); err != nil && s.ctx.Err() == nil {
+func (s *remoteSession) reply(l *agentLane, r *agentv1.Reply) {
+	if err := l.out.Send(s.ctx, outgoing{reply: r}, len(r.GetInvoke().GetPayload())); err != nil && s.ctx.Err() == nil {
 		s.remote.cfg.Logger.Debug("a reply was not sent", "error", err)
 		s.end()
 	}
 }
 
 // invoke runs an invocation and returns the lane of its reply: that of its chunks, if there were any.
-func (s *remoteSession) invoke(ctx context.Context, l *lane, r *agentv1.InvokeRequest, reply *agentv1.Reply) (*lane, error) {
+func (s *remoteSession) invoke(ctx context.Context, l *agentLane, r *agentv1.InvokeRequest, reply *agentv1.Reply) (*agentLane, error) {
 	var emit func([]byte) error
 	if r.GetStream() {
 		emit = func(chunk []byte) error { return s.emit(ctx, l, reply.GetId(), chunk) }
@@ -252,14 +291,14 @@ func (s *remoteSession) invoke(ctx context.Context, l *lane, r *agentv1.InvokeRe
 }
 
 // emit sends a part of a streamed answer, in messages of a decent size.
-func (s *remoteSession) emit(ctx context.Context, l *lane, id uint64, chunk []byte) error {
+func (s *remoteSession) emit(ctx context.Context, l *agentLane, id uint64, chunk []byte) error {
 	for len(chunk) > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		n := min(len(chunk), bulkFrom)
 		part := &agentv1.Reply{Id: id, Reply: &agentv1.Reply_Chunk{Chunk: chunk[:n]}}
-		if err := l.send(&agentv1.SessionRequest{Message: &agentv1.SessionRequest_Reply{Reply: part}}); err != nil {
+		if err := l.out.Send(ctx, outgoing{reply: part}, n); err != nil {
 			return err
 		}
 		chunk = chunk[n:]
@@ -267,10 +306,10 @@ func (s *remoteSession) emit(ctx context.Context, l *lane, id uint64, chunk []by
 	return nil
 }
 
-func (s *remoteSession) readLogs(ctx context.Context, l *lane, id uint64, r *agentv1.ReadLogsRequest) error {
+func (s *remoteSession) readLogs(ctx context.Context, l *agentLane, id uint64, r *agentv1.ReadLogsRequest) error {
 	return s.worker.ReadLogs(ctx, r, func(lines *mayflyv1.ReadLogsResponse) error {
 		part := &agentv1.Reply{Id: id, Reply: &agentv1.Reply_LogLines{LogLines: lines}}
-		return l.send(&agentv1.SessionRequest{Message: &agentv1.SessionRequest_Reply{Reply: part}})
+		return l.out.Send(ctx, outgoing{reply: part}, proto.Size(lines))
 	})
 }
 
@@ -333,7 +372,7 @@ func (s *remoteSession) sendReports() {
 		case <-s.kick:
 		}
 		for r := s.nextReport(); r != nil; r = s.nextReport() {
-			if err := s.lanes[0].send(&agentv1.SessionRequest{Message: &agentv1.SessionRequest_Report{Report: r}}); err != nil {
+			if err := s.lanes[0].out.Send(s.ctx, outgoing{report: r}, 0); err != nil {
 				return
 			}
 		}

@@ -70,6 +70,9 @@ func (f *fleet) Session(s agentv1.SessionService_SessionServer) error {
 		if r := m.GetReply(); r != nil {
 			f.replies <- laneReply{l, r}
 		}
+		for _, r := range m.GetReplies().GetReplies() {
+			f.replies <- laneReply{l, r}
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/mayfly-faas/mayfly/proto/fault"
+	"github.com/mayfly-faas/mayfly/proto/lane"
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -25,8 +26,8 @@ const (
 type remote struct {
 	instanceID string
 	logBuffer  int
-	control    *lane
-	bulk       atomic.Pointer[lane]
+	control    *sender
+	bulk       atomic.Pointer[sender]
 	lost       chan struct{}
 	loseOnce   sync.Once
 
@@ -35,10 +36,13 @@ type remote struct {
 	calls map[uint64]*call
 }
 
-// lane is one stream; who has put a token into hold may send.
-type lane struct {
-	stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse]
-	hold   chan struct{}
+// sender sends calls over one lane. What has no call is the cancellation of the call with that id.
+type sender = lane.Sender[outgoing]
+
+type outgoing struct {
+	call   *agentv1.Call
+	waits  *call
+	cancel uint64
 }
 
 // call waits for its replies. What comes before the last is queued, so that no caller holds up the session.
@@ -46,6 +50,8 @@ type call struct {
 	id uint64
 	partial
 	more chan struct{}
+	// unsent: the session was lost before the call was sent.
+	unsent atomic.Bool
 
 	mu       sync.Mutex
 	parts    []*agentv1.Reply
@@ -66,25 +72,43 @@ func newRemote(instanceID string, logBuffer int) *remote {
 	return &remote{instanceID: instanceID, logBuffer: logBuffer, lost: make(chan struct{}), calls: map[uint64]*call{}}
 }
 
-func newLane(stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse]) *lane {
-	return &lane{stream: stream, hold: make(chan struct{}, 1)}
+func newSender(stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse]) *sender {
+	return lane.NewSender(func(parts []outgoing) error { return sendCalls(stream, parts) }, func(part outgoing) {
+		if part.waits != nil {
+			part.waits.unsent.Store(true)
+		}
+	})
+}
+
+// sendCalls sends the calls in one message, and then cancellations: these are rare.
+func sendCalls(stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse], parts []outgoing) error {
+	calls := make([]*agentv1.Call, 0, len(parts))
+	for _, part := range parts {
+		if part.call != nil {
+			calls = append(calls, part.call)
+		}
+	}
+	m := &agentv1.SessionResponse{Message: &agentv1.SessionResponse_Calls{Calls: &agentv1.Calls{Calls: calls}}}
+	if len(calls) == 1 {
+		m.Message = &agentv1.SessionResponse_Call{Call: calls[0]}
+	}
+	if len(calls) > 0 {
+		if err := stream.Send(m); err != nil {
+			return err
+		}
+	}
+	for _, part := range parts {
+		if part.call == nil {
+			if err := stream.Send(&agentv1.SessionResponse{Message: &agentv1.SessionResponse_Cancel{Cancel: part.cancel}}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // lose fails all calls.
 func (r *remote) lose() { r.loseOnce.Do(func() { close(r.lost) }) }
-
-// send hands a message to the stream; after an error the agent won't see it.
-func (r *remote) send(ctx context.Context, l *lane, m *agentv1.SessionResponse) error {
-	select {
-	case l.hold <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-r.lost:
-		return errLost
-	}
-	defer func() { <-l.hold }()
-	return l.stream.Send(m)
-}
 
 var errLost = fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_NODE_LOST, "the node was lost during the call: whether it ran is unknown")
 
@@ -92,15 +116,19 @@ var errLost = fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_NODE_LOST, "th
 func (r *remote) do(ctx context.Context, m *agentv1.Call, bytes int, parts partial) (*agentv1.Reply, error) {
 	c := r.open(m, parts)
 	defer r.close(c)
-	l := r.control
+	s := r.control
 	if b := r.bulk.Load(); b != nil && bytes > bulkBytes {
-		l = b
+		s = b
 	}
-	if err := r.send(ctx, l, &agentv1.SessionResponse{Message: &agentv1.SessionResponse_Call{Call: m}}); err != nil {
+	if err := s.Send(ctx, outgoing{call: m, waits: c}, bytes); err != nil {
 		return nil, unsent(ctx, err)
 	}
 	reply, err := r.await(ctx, c)
-	if reply == nil {
+	switch {
+	case reply != nil:
+	case errors.Is(err, errLost) && c.unsent.Load():
+		return nil, unsent(ctx, err)
+	default:
 		r.cancel(c.id)
 	}
 	return reply, err
@@ -124,16 +152,9 @@ func ctxFault(ctx context.Context) error {
 	return e
 }
 
-// cancel tells the agent that nobody waits for a call.
+// cancel tells the agent that nobody waits for a call. An error means that the session has ended, and the call with it.
 func (r *remote) cancel(id uint64) {
-	select {
-	case r.control.hold <- struct{}{}:
-	case <-r.lost:
-		return
-	}
-	defer func() { <-r.control.hold }()
-	// An error means that the session has ended, and the call with it.
-	_ = r.control.stream.Send(&agentv1.SessionResponse{Message: &agentv1.SessionResponse_Cancel{Cancel: id}})
+	_ = r.control.Send(context.Background(), outgoing{cancel: id}, 0)
 }
 
 func (r *remote) open(m *agentv1.Call, parts partial) *call {

@@ -70,11 +70,10 @@ func (s *Server) identify(ctx context.Context) (id, name string, err error) {
 	return s.fleet.cfg.Identify(ctx)
 }
 
-// control attaches the agent. The lane is held until the welcome is sent, so that no call comes before it.
+// control attaches the agent. Calls are sent once the welcome is.
 func (s *Server) control(stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse], hello *agentv1.Hello) error {
 	r := newRemote(hello.GetInstanceId(), s.fleet.cfg.LogBufferBytes)
-	r.control = newLane(stream)
-	r.control.hold <- struct{}{}
+	r.control = newSender(stream)
 	session, err := s.fleet.attach(hello, r, true)
 	if err != nil {
 		return err
@@ -84,8 +83,8 @@ func (s *Server) control(stream grpc.BidiStreamingServer[agentv1.SessionRequest,
 	if err := stream.Send(s.welcome()); err != nil {
 		return err
 	}
-	<-r.control.hold
-	return s.receive(stream, r, session)
+	r.control.Start()
+	return s.serve(stream, r.control, r, session)
 }
 
 func (s *Server) welcome() *agentv1.SessionResponse {
@@ -102,8 +101,10 @@ func (s *Server) bulk(stream grpc.BidiStreamingServer[agentv1.SessionRequest, ag
 	if err := stream.Send(s.welcome()); err != nil {
 		return err
 	}
-	r.bulk.Store(newLane(stream))
-	return s.receive(stream, r, session)
+	b := newSender(stream)
+	b.Start()
+	r.bulk.Store(b)
+	return s.serve(stream, b, r, session)
 }
 
 func (f *Fleet) remoteOf(hello *agentv1.Hello) (*session, *remote) {
@@ -117,25 +118,12 @@ func (f *Fleet) remoteOf(hello *agentv1.Hello) (*session, *remote) {
 	return n.session, r
 }
 
-// receive takes what the agent sends until the lane or the session ends. The reader ends when the handler returns, as
-// gRPC then cancels the stream; Run waits for it.
-func (s *Server) receive(stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse], r *remote, session *session) error {
+// serve serves a lane until it or the session ends. Its reader ends when the handler returns, as gRPC then cancels the
+// stream; the fleet's Run waits for it and for the sender.
+func (s *Server) serve(stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse], out *sender, r *remote, session *session) error {
 	ended := make(chan error, 1)
-	started := s.fleet.join(func() {
-		for {
-			m, err := stream.Recv()
-			if err != nil {
-				ended <- err
-				return
-			}
-			session.touch()
-			if report := m.GetReport(); report != nil {
-				session.Report(report)
-			} else if reply := m.GetReply(); reply != nil {
-				r.take(reply)
-			}
-		}
-	})
+	started := s.fleet.join(func() { out.Run(stream.Context().Done()) }) &&
+		s.fleet.join(func() { ended <- receive(stream, r, session) })
 	if !started {
 		return errStopping()
 	}
@@ -150,14 +138,35 @@ func (s *Server) receive(stream grpc.BidiStreamingServer[agentv1.SessionRequest,
 	}
 }
 
-// join runs a reader that Run waits for, unless Run has ended.
-func (f *Fleet) join(read func()) bool {
+// receive takes what the agent sends until the stream ends.
+func receive(stream grpc.BidiStreamingServer[agentv1.SessionRequest, agentv1.SessionResponse], r *remote, session *session) error {
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		session.touch()
+		switch m := m.GetMessage().(type) {
+		case *agentv1.SessionRequest_Report:
+			session.Report(m.Report)
+		case *agentv1.SessionRequest_Reply:
+			r.take(m.Reply)
+		case *agentv1.SessionRequest_Replies:
+			for _, reply := range m.Replies.GetReplies() {
+				r.take(reply)
+			}
+		}
+	}
+}
+
+// join runs a part of a session that Run waits for, unless Run has ended.
+func (f *Fleet) join(part func()) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.stopped {
 		return false
 	}
-	f.receivers.Go(read)
+	f.receivers.Go(part)
 	return true
 }
 

@@ -143,13 +143,20 @@ func (a *remoteAgent) serve(stream agentStream, lane agentv1.Lane) {
 		if id := m.GetCancel(); id != 0 {
 			a.cancels <- id
 		}
-		if c := m.GetCall(); c != nil {
+		for _, c := range callsOf(m) {
 			if lane == agentv1.Lane_LANE_BULK {
 				a.bulk.Add(1)
 			}
 			a.calls.Go(func() { a.run(stream, c) })
 		}
 	}
+}
+
+func callsOf(m *agentv1.SessionResponse) []*agentv1.Call {
+	if c := m.GetCall(); c != nil {
+		return []*agentv1.Call{c}
+	}
+	return m.GetCalls().GetCalls()
 }
 
 func (a *remoteAgent) reply(stream agentStream, reply *agentv1.Reply) {

@@ -139,6 +139,7 @@ type SessionRequest struct {
 	//	*SessionRequest_Hello
 	//	*SessionRequest_Report
 	//	*SessionRequest_Reply
+	//	*SessionRequest_Replies
 	Message       isSessionRequest_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -208,6 +209,15 @@ func (x *SessionRequest) GetReply() *Reply {
 	return nil
 }
 
+func (x *SessionRequest) GetReplies() *Replies {
+	if x != nil {
+		if x, ok := x.Message.(*SessionRequest_Replies); ok {
+			return x.Replies
+		}
+	}
+	return nil
+}
+
 type isSessionRequest_Message interface {
 	isSessionRequest_Message()
 }
@@ -224,11 +234,62 @@ type SessionRequest_Reply struct {
 	Reply *Reply `protobuf:"bytes,3,opt,name=reply,proto3,oneof"`
 }
 
+type SessionRequest_Replies struct {
+	Replies *Replies `protobuf:"bytes,4,opt,name=replies,proto3,oneof"`
+}
+
 func (*SessionRequest_Hello) isSessionRequest_Message() {}
 
 func (*SessionRequest_Report) isSessionRequest_Message() {}
 
 func (*SessionRequest_Reply) isSessionRequest_Message() {}
+
+func (*SessionRequest_Replies) isSessionRequest_Message() {}
+
+// Replies are several that were ready at once.
+type Replies struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Replies       []*Reply               `protobuf:"bytes,1,rep,name=replies,proto3" json:"replies,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replies) Reset() {
+	*x = Replies{}
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replies) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replies) ProtoMessage() {}
+
+func (x *Replies) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replies.ProtoReflect.Descriptor instead.
+func (*Replies) Descriptor() ([]byte, []int) {
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Replies) GetReplies() []*Reply {
+	if x != nil {
+		return x.Replies
+	}
+	return nil
+}
 
 // Control plane to agent.
 type SessionResponse struct {
@@ -238,6 +299,7 @@ type SessionResponse struct {
 	//	*SessionResponse_Welcome
 	//	*SessionResponse_Call
 	//	*SessionResponse_Cancel
+	//	*SessionResponse_Calls
 	Message       isSessionResponse_Message `protobuf_oneof:"message"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -245,7 +307,7 @@ type SessionResponse struct {
 
 func (x *SessionResponse) Reset() {
 	*x = SessionResponse{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[1]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +319,7 @@ func (x *SessionResponse) String() string {
 func (*SessionResponse) ProtoMessage() {}
 
 func (x *SessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[1]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +332,7 @@ func (x *SessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionResponse.ProtoReflect.Descriptor instead.
 func (*SessionResponse) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{1}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SessionResponse) GetMessage() isSessionResponse_Message {
@@ -307,6 +369,15 @@ func (x *SessionResponse) GetCancel() uint64 {
 	return 0
 }
 
+func (x *SessionResponse) GetCalls() *Calls {
+	if x != nil {
+		if x, ok := x.Message.(*SessionResponse_Calls); ok {
+			return x.Calls
+		}
+	}
+	return nil
+}
+
 type isSessionResponse_Message interface {
 	isSessionResponse_Message()
 }
@@ -324,11 +395,62 @@ type SessionResponse_Cancel struct {
 	Cancel uint64 `protobuf:"varint,3,opt,name=cancel,proto3,oneof"`
 }
 
+type SessionResponse_Calls struct {
+	Calls *Calls `protobuf:"bytes,4,opt,name=calls,proto3,oneof"`
+}
+
 func (*SessionResponse_Welcome) isSessionResponse_Message() {}
 
 func (*SessionResponse_Call) isSessionResponse_Message() {}
 
 func (*SessionResponse_Cancel) isSessionResponse_Message() {}
+
+func (*SessionResponse_Calls) isSessionResponse_Message() {}
+
+// Calls are several that were made at once.
+type Calls struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Calls         []*Call                `protobuf:"bytes,1,rep,name=calls,proto3" json:"calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Calls) Reset() {
+	*x = Calls{}
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Calls) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Calls) ProtoMessage() {}
+
+func (x *Calls) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Calls.ProtoReflect.Descriptor instead.
+func (*Calls) Descriptor() ([]byte, []int) {
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Calls) GetCalls() []*Call {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
 
 type Hello struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -349,7 +471,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[2]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -361,7 +483,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[2]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -374,7 +496,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{2}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Hello) GetLane() Lane {
@@ -442,7 +564,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[3]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +576,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[3]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +589,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{3}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Welcome) GetServerId() string {
@@ -490,7 +612,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[4]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +624,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[4]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +637,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{4}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Report) GetUsed() *v1.NodeResources {
@@ -558,7 +680,7 @@ type SandboxStatus struct {
 
 func (x *SandboxStatus) Reset() {
 	*x = SandboxStatus{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[5]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +692,7 @@ func (x *SandboxStatus) String() string {
 func (*SandboxStatus) ProtoMessage() {}
 
 func (x *SandboxStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[5]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +705,7 @@ func (x *SandboxStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxStatus.ProtoReflect.Descriptor instead.
 func (*SandboxStatus) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{5}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SandboxStatus) GetSandboxId() string {
@@ -660,7 +782,7 @@ type Grant struct {
 
 func (x *Grant) Reset() {
 	*x = Grant{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[6]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +794,7 @@ func (x *Grant) String() string {
 func (*Grant) ProtoMessage() {}
 
 func (x *Grant) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[6]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +807,7 @@ func (x *Grant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Grant.ProtoReflect.Descriptor instead.
 func (*Grant) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{6}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Grant) GetTerm() uint64 {
@@ -719,7 +841,7 @@ type Call struct {
 
 func (x *Call) Reset() {
 	*x = Call{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[7]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -731,7 +853,7 @@ func (x *Call) String() string {
 func (*Call) ProtoMessage() {}
 
 func (x *Call) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[7]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -744,7 +866,7 @@ func (x *Call) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Call.ProtoReflect.Descriptor instead.
 func (*Call) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{7}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Call) GetId() uint64 {
@@ -861,7 +983,7 @@ type Reply struct {
 
 func (x *Reply) Reset() {
 	*x = Reply{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[8]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -873,7 +995,7 @@ func (x *Reply) String() string {
 func (*Reply) ProtoMessage() {}
 
 func (x *Reply) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[8]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -886,7 +1008,7 @@ func (x *Reply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Reply.ProtoReflect.Descriptor instead.
 func (*Reply) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{8}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Reply) GetId() uint64 {
@@ -1044,7 +1166,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[9]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1178,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[9]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1191,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{9}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Error) GetCode() int32 {
@@ -1119,7 +1241,7 @@ type SandboxSpec struct {
 
 func (x *SandboxSpec) Reset() {
 	*x = SandboxSpec{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[10]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1253,7 @@ func (x *SandboxSpec) String() string {
 func (*SandboxSpec) ProtoMessage() {}
 
 func (x *SandboxSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[10]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1266,7 @@ func (x *SandboxSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SandboxSpec.ProtoReflect.Descriptor instead.
 func (*SandboxSpec) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{10}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SandboxSpec) GetNamespace() string {
@@ -1271,7 +1393,7 @@ type CreateSandboxRequest struct {
 
 func (x *CreateSandboxRequest) Reset() {
 	*x = CreateSandboxRequest{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[11]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1405,7 @@ func (x *CreateSandboxRequest) String() string {
 func (*CreateSandboxRequest) ProtoMessage() {}
 
 func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[11]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1418,7 @@ func (x *CreateSandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxRequest.ProtoReflect.Descriptor instead.
 func (*CreateSandboxRequest) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{11}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateSandboxRequest) GetSandboxId() string {
@@ -1334,7 +1456,7 @@ type CreateSandboxResponse struct {
 
 func (x *CreateSandboxResponse) Reset() {
 	*x = CreateSandboxResponse{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[12]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1346,7 +1468,7 @@ func (x *CreateSandboxResponse) String() string {
 func (*CreateSandboxResponse) ProtoMessage() {}
 
 func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[12]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1359,7 +1481,7 @@ func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxResponse.ProtoReflect.Descriptor instead.
 func (*CreateSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{12}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateSandboxResponse) GetInitDuration() *durationpb.Duration {
@@ -1395,7 +1517,7 @@ type DestroySandboxRequest struct {
 
 func (x *DestroySandboxRequest) Reset() {
 	*x = DestroySandboxRequest{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[13]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1529,7 @@ func (x *DestroySandboxRequest) String() string {
 func (*DestroySandboxRequest) ProtoMessage() {}
 
 func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[13]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1542,7 @@ func (x *DestroySandboxRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxRequest.ProtoReflect.Descriptor instead.
 func (*DestroySandboxRequest) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{13}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DestroySandboxRequest) GetSandboxId() string {
@@ -1452,7 +1574,7 @@ type DestroySandboxResponse struct {
 
 func (x *DestroySandboxResponse) Reset() {
 	*x = DestroySandboxResponse{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[14]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1586,7 @@ func (x *DestroySandboxResponse) String() string {
 func (*DestroySandboxResponse) ProtoMessage() {}
 
 func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[14]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1599,7 @@ func (x *DestroySandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroySandboxResponse.ProtoReflect.Descriptor instead.
 func (*DestroySandboxResponse) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{14}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{16}
 }
 
 type InvokeRequest struct {
@@ -1501,7 +1623,7 @@ type InvokeRequest struct {
 
 func (x *InvokeRequest) Reset() {
 	*x = InvokeRequest{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[15]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1513,7 +1635,7 @@ func (x *InvokeRequest) String() string {
 func (*InvokeRequest) ProtoMessage() {}
 
 func (x *InvokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[15]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1526,7 +1648,7 @@ func (x *InvokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvokeRequest.ProtoReflect.Descriptor instead.
 func (*InvokeRequest) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{15}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *InvokeRequest) GetRequestId() string {
@@ -1617,7 +1739,7 @@ type InvokeResponse struct {
 
 func (x *InvokeResponse) Reset() {
 	*x = InvokeResponse{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[16]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1751,7 @@ func (x *InvokeResponse) String() string {
 func (*InvokeResponse) ProtoMessage() {}
 
 func (x *InvokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[16]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1764,7 @@ func (x *InvokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InvokeResponse.ProtoReflect.Descriptor instead.
 func (*InvokeResponse) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{16}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *InvokeResponse) GetPayload() []byte {
@@ -1699,7 +1821,7 @@ type PrepareRequest struct {
 
 func (x *PrepareRequest) Reset() {
 	*x = PrepareRequest{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[17]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +1833,7 @@ func (x *PrepareRequest) String() string {
 func (*PrepareRequest) ProtoMessage() {}
 
 func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[17]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +1846,7 @@ func (x *PrepareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareRequest.ProtoReflect.Descriptor instead.
 func (*PrepareRequest) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{17}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PrepareRequest) GetRuntime() string {
@@ -1756,7 +1878,7 @@ type PrepareResponse struct {
 
 func (x *PrepareResponse) Reset() {
 	*x = PrepareResponse{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[18]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1890,7 @@ func (x *PrepareResponse) String() string {
 func (*PrepareResponse) ProtoMessage() {}
 
 func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[18]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1903,7 @@ func (x *PrepareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PrepareResponse.ProtoReflect.Descriptor instead.
 func (*PrepareResponse) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{18}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{20}
 }
 
 type ReadLogsRequest struct {
@@ -1793,7 +1915,7 @@ type ReadLogsRequest struct {
 
 func (x *ReadLogsRequest) Reset() {
 	*x = ReadLogsRequest{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[19]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1927,7 @@ func (x *ReadLogsRequest) String() string {
 func (*ReadLogsRequest) ProtoMessage() {}
 
 func (x *ReadLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[19]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1940,7 @@ func (x *ReadLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogsRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogsRequest) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{19}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReadLogsRequest) GetQuery() *v1.ReadLogsRequest {
@@ -1836,7 +1958,7 @@ type ReadLogsResponse struct {
 
 func (x *ReadLogsResponse) Reset() {
 	*x = ReadLogsResponse{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[20]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1970,7 @@ func (x *ReadLogsResponse) String() string {
 func (*ReadLogsResponse) ProtoMessage() {}
 
 func (x *ReadLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[20]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1983,7 @@ func (x *ReadLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogsResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogsResponse) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{20}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{22}
 }
 
 type FetchBlobRequest struct {
@@ -1873,7 +1995,7 @@ type FetchBlobRequest struct {
 
 func (x *FetchBlobRequest) Reset() {
 	*x = FetchBlobRequest{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[21]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1885,7 +2007,7 @@ func (x *FetchBlobRequest) String() string {
 func (*FetchBlobRequest) ProtoMessage() {}
 
 func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[21]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1898,7 +2020,7 @@ func (x *FetchBlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobRequest.ProtoReflect.Descriptor instead.
 func (*FetchBlobRequest) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{21}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *FetchBlobRequest) GetDigest() string {
@@ -1917,7 +2039,7 @@ type FetchBlobResponse struct {
 
 func (x *FetchBlobResponse) Reset() {
 	*x = FetchBlobResponse{}
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[22]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2051,7 @@ func (x *FetchBlobResponse) String() string {
 func (*FetchBlobResponse) ProtoMessage() {}
 
 func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_agent_v1_session_proto_msgTypes[22]
+	mi := &file_mayfly_agent_v1_session_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2064,7 @@ func (x *FetchBlobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBlobResponse.ProtoReflect.Descriptor instead.
 func (*FetchBlobResponse) Descriptor() ([]byte, []int) {
-	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{22}
+	return file_mayfly_agent_v1_session_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FetchBlobResponse) GetChunk() []byte {
@@ -1956,17 +2078,23 @@ var File_mayfly_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmayfly/agent/v1/session.proto\x12\x0fmayfly.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x1amayfly/v1/invocation.proto\x1a\x13mayfly/v1/log.proto\x1a\x14mayfly/v1/node.proto\"\xae\x01\n" +
+	"\x1dmayfly/agent/v1/session.proto\x12\x0fmayfly.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x1amayfly/v1/invocation.proto\x1a\x13mayfly/v1/log.proto\x1a\x14mayfly/v1/node.proto\"\xe4\x01\n" +
 	"\x0eSessionRequest\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.mayfly.agent.v1.HelloH\x00R\x05hello\x121\n" +
 	"\x06report\x18\x02 \x01(\v2\x17.mayfly.agent.v1.ReportH\x00R\x06report\x12.\n" +
-	"\x05reply\x18\x03 \x01(\v2\x16.mayfly.agent.v1.ReplyH\x00R\x05replyB\t\n" +
-	"\amessage\"\x99\x01\n" +
+	"\x05reply\x18\x03 \x01(\v2\x16.mayfly.agent.v1.ReplyH\x00R\x05reply\x124\n" +
+	"\areplies\x18\x04 \x01(\v2\x18.mayfly.agent.v1.RepliesH\x00R\arepliesB\t\n" +
+	"\amessage\";\n" +
+	"\aReplies\x120\n" +
+	"\areplies\x18\x01 \x03(\v2\x16.mayfly.agent.v1.ReplyR\areplies\"\xc9\x01\n" +
 	"\x0fSessionResponse\x124\n" +
 	"\awelcome\x18\x01 \x01(\v2\x18.mayfly.agent.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x04call\x18\x02 \x01(\v2\x15.mayfly.agent.v1.CallH\x00R\x04call\x12\x18\n" +
-	"\x06cancel\x18\x03 \x01(\x04H\x00R\x06cancelB\t\n" +
-	"\amessage\"\xd9\x02\n" +
+	"\x06cancel\x18\x03 \x01(\x04H\x00R\x06cancel\x12.\n" +
+	"\x05calls\x18\x04 \x01(\v2\x16.mayfly.agent.v1.CallsH\x00R\x05callsB\t\n" +
+	"\amessage\"4\n" +
+	"\x05Calls\x12+\n" +
+	"\x05calls\x18\x01 \x03(\v2\x15.mayfly.agent.v1.CallR\x05calls\"\xd9\x02\n" +
 	"\x05Hello\x12)\n" +
 	"\x04lane\x18\x01 \x01(\x0e2\x15.mayfly.agent.v1.LaneR\x04lane\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1b\n" +
@@ -2123,89 +2251,95 @@ func file_mayfly_agent_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_mayfly_agent_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mayfly_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_mayfly_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_mayfly_agent_v1_session_proto_goTypes = []any{
 	(Lane)(0),                      // 0: mayfly.agent.v1.Lane
 	(SandboxState)(0),              // 1: mayfly.agent.v1.SandboxState
 	(*SessionRequest)(nil),         // 2: mayfly.agent.v1.SessionRequest
-	(*SessionResponse)(nil),        // 3: mayfly.agent.v1.SessionResponse
-	(*Hello)(nil),                  // 4: mayfly.agent.v1.Hello
-	(*Welcome)(nil),                // 5: mayfly.agent.v1.Welcome
-	(*Report)(nil),                 // 6: mayfly.agent.v1.Report
-	(*SandboxStatus)(nil),          // 7: mayfly.agent.v1.SandboxStatus
-	(*Grant)(nil),                  // 8: mayfly.agent.v1.Grant
-	(*Call)(nil),                   // 9: mayfly.agent.v1.Call
-	(*Reply)(nil),                  // 10: mayfly.agent.v1.Reply
-	(*Error)(nil),                  // 11: mayfly.agent.v1.Error
-	(*SandboxSpec)(nil),            // 12: mayfly.agent.v1.SandboxSpec
-	(*CreateSandboxRequest)(nil),   // 13: mayfly.agent.v1.CreateSandboxRequest
-	(*CreateSandboxResponse)(nil),  // 14: mayfly.agent.v1.CreateSandboxResponse
-	(*DestroySandboxRequest)(nil),  // 15: mayfly.agent.v1.DestroySandboxRequest
-	(*DestroySandboxResponse)(nil), // 16: mayfly.agent.v1.DestroySandboxResponse
-	(*InvokeRequest)(nil),          // 17: mayfly.agent.v1.InvokeRequest
-	(*InvokeResponse)(nil),         // 18: mayfly.agent.v1.InvokeResponse
-	(*PrepareRequest)(nil),         // 19: mayfly.agent.v1.PrepareRequest
-	(*PrepareResponse)(nil),        // 20: mayfly.agent.v1.PrepareResponse
-	(*ReadLogsRequest)(nil),        // 21: mayfly.agent.v1.ReadLogsRequest
-	(*ReadLogsResponse)(nil),       // 22: mayfly.agent.v1.ReadLogsResponse
-	(*FetchBlobRequest)(nil),       // 23: mayfly.agent.v1.FetchBlobRequest
-	(*FetchBlobResponse)(nil),      // 24: mayfly.agent.v1.FetchBlobResponse
-	nil,                            // 25: mayfly.agent.v1.SandboxSpec.EnvironmentEntry
-	(*v1.NodeResources)(nil),       // 26: mayfly.v1.NodeResources
-	(*v1.RuntimeImage)(nil),        // 27: mayfly.v1.RuntimeImage
-	(*v1.ReadLogsResponse)(nil),    // 28: mayfly.v1.ReadLogsResponse
-	(v1.ErrorReason)(0),            // 29: mayfly.v1.ErrorReason
-	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
-	(*v1.InvocationReport)(nil),    // 31: mayfly.v1.InvocationReport
-	(*v1.ReadLogsRequest)(nil),     // 32: mayfly.v1.ReadLogsRequest
+	(*Replies)(nil),                // 3: mayfly.agent.v1.Replies
+	(*SessionResponse)(nil),        // 4: mayfly.agent.v1.SessionResponse
+	(*Calls)(nil),                  // 5: mayfly.agent.v1.Calls
+	(*Hello)(nil),                  // 6: mayfly.agent.v1.Hello
+	(*Welcome)(nil),                // 7: mayfly.agent.v1.Welcome
+	(*Report)(nil),                 // 8: mayfly.agent.v1.Report
+	(*SandboxStatus)(nil),          // 9: mayfly.agent.v1.SandboxStatus
+	(*Grant)(nil),                  // 10: mayfly.agent.v1.Grant
+	(*Call)(nil),                   // 11: mayfly.agent.v1.Call
+	(*Reply)(nil),                  // 12: mayfly.agent.v1.Reply
+	(*Error)(nil),                  // 13: mayfly.agent.v1.Error
+	(*SandboxSpec)(nil),            // 14: mayfly.agent.v1.SandboxSpec
+	(*CreateSandboxRequest)(nil),   // 15: mayfly.agent.v1.CreateSandboxRequest
+	(*CreateSandboxResponse)(nil),  // 16: mayfly.agent.v1.CreateSandboxResponse
+	(*DestroySandboxRequest)(nil),  // 17: mayfly.agent.v1.DestroySandboxRequest
+	(*DestroySandboxResponse)(nil), // 18: mayfly.agent.v1.DestroySandboxResponse
+	(*InvokeRequest)(nil),          // 19: mayfly.agent.v1.InvokeRequest
+	(*InvokeResponse)(nil),         // 20: mayfly.agent.v1.InvokeResponse
+	(*PrepareRequest)(nil),         // 21: mayfly.agent.v1.PrepareRequest
+	(*PrepareResponse)(nil),        // 22: mayfly.agent.v1.PrepareResponse
+	(*ReadLogsRequest)(nil),        // 23: mayfly.agent.v1.ReadLogsRequest
+	(*ReadLogsResponse)(nil),       // 24: mayfly.agent.v1.ReadLogsResponse
+	(*FetchBlobRequest)(nil),       // 25: mayfly.agent.v1.FetchBlobRequest
+	(*FetchBlobResponse)(nil),      // 26: mayfly.agent.v1.FetchBlobResponse
+	nil,                            // 27: mayfly.agent.v1.SandboxSpec.EnvironmentEntry
+	(*v1.NodeResources)(nil),       // 28: mayfly.v1.NodeResources
+	(*v1.RuntimeImage)(nil),        // 29: mayfly.v1.RuntimeImage
+	(*v1.ReadLogsResponse)(nil),    // 30: mayfly.v1.ReadLogsResponse
+	(v1.ErrorReason)(0),            // 31: mayfly.v1.ErrorReason
+	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
+	(*v1.InvocationReport)(nil),    // 33: mayfly.v1.InvocationReport
+	(*v1.ReadLogsRequest)(nil),     // 34: mayfly.v1.ReadLogsRequest
 }
 var file_mayfly_agent_v1_session_proto_depIdxs = []int32{
-	4,  // 0: mayfly.agent.v1.SessionRequest.hello:type_name -> mayfly.agent.v1.Hello
-	6,  // 1: mayfly.agent.v1.SessionRequest.report:type_name -> mayfly.agent.v1.Report
-	10, // 2: mayfly.agent.v1.SessionRequest.reply:type_name -> mayfly.agent.v1.Reply
-	5,  // 3: mayfly.agent.v1.SessionResponse.welcome:type_name -> mayfly.agent.v1.Welcome
-	9,  // 4: mayfly.agent.v1.SessionResponse.call:type_name -> mayfly.agent.v1.Call
-	0,  // 5: mayfly.agent.v1.Hello.lane:type_name -> mayfly.agent.v1.Lane
-	26, // 6: mayfly.agent.v1.Hello.capacity:type_name -> mayfly.v1.NodeResources
-	27, // 7: mayfly.agent.v1.Hello.runtimes:type_name -> mayfly.v1.RuntimeImage
-	7,  // 8: mayfly.agent.v1.Hello.sandboxes:type_name -> mayfly.agent.v1.SandboxStatus
-	26, // 9: mayfly.agent.v1.Report.used:type_name -> mayfly.v1.NodeResources
-	7,  // 10: mayfly.agent.v1.Report.sandboxes:type_name -> mayfly.agent.v1.SandboxStatus
-	27, // 11: mayfly.agent.v1.Report.runtimes:type_name -> mayfly.v1.RuntimeImage
-	1,  // 12: mayfly.agent.v1.SandboxStatus.state:type_name -> mayfly.agent.v1.SandboxState
-	8,  // 13: mayfly.agent.v1.SandboxStatus.grant:type_name -> mayfly.agent.v1.Grant
-	13, // 14: mayfly.agent.v1.Call.create_sandbox:type_name -> mayfly.agent.v1.CreateSandboxRequest
-	15, // 15: mayfly.agent.v1.Call.destroy_sandbox:type_name -> mayfly.agent.v1.DestroySandboxRequest
-	17, // 16: mayfly.agent.v1.Call.invoke:type_name -> mayfly.agent.v1.InvokeRequest
-	19, // 17: mayfly.agent.v1.Call.prepare:type_name -> mayfly.agent.v1.PrepareRequest
-	21, // 18: mayfly.agent.v1.Call.read_logs:type_name -> mayfly.agent.v1.ReadLogsRequest
-	14, // 19: mayfly.agent.v1.Reply.create_sandbox:type_name -> mayfly.agent.v1.CreateSandboxResponse
-	16, // 20: mayfly.agent.v1.Reply.destroy_sandbox:type_name -> mayfly.agent.v1.DestroySandboxResponse
-	18, // 21: mayfly.agent.v1.Reply.invoke:type_name -> mayfly.agent.v1.InvokeResponse
-	20, // 22: mayfly.agent.v1.Reply.prepare:type_name -> mayfly.agent.v1.PrepareResponse
-	22, // 23: mayfly.agent.v1.Reply.read_logs:type_name -> mayfly.agent.v1.ReadLogsResponse
-	11, // 24: mayfly.agent.v1.Reply.error:type_name -> mayfly.agent.v1.Error
-	28, // 25: mayfly.agent.v1.Reply.log_lines:type_name -> mayfly.v1.ReadLogsResponse
-	29, // 26: mayfly.agent.v1.Error.reason:type_name -> mayfly.v1.ErrorReason
-	30, // 27: mayfly.agent.v1.SandboxSpec.timeout:type_name -> google.protobuf.Duration
-	25, // 28: mayfly.agent.v1.SandboxSpec.environment:type_name -> mayfly.agent.v1.SandboxSpec.EnvironmentEntry
-	8,  // 29: mayfly.agent.v1.CreateSandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
-	12, // 30: mayfly.agent.v1.CreateSandboxRequest.spec:type_name -> mayfly.agent.v1.SandboxSpec
-	30, // 31: mayfly.agent.v1.CreateSandboxResponse.init_duration:type_name -> google.protobuf.Duration
-	8,  // 32: mayfly.agent.v1.DestroySandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
-	8,  // 33: mayfly.agent.v1.InvokeRequest.grant:type_name -> mayfly.agent.v1.Grant
-	30, // 34: mayfly.agent.v1.InvokeRequest.init_duration:type_name -> google.protobuf.Duration
-	31, // 35: mayfly.agent.v1.InvokeResponse.report:type_name -> mayfly.v1.InvocationReport
-	32, // 36: mayfly.agent.v1.ReadLogsRequest.query:type_name -> mayfly.v1.ReadLogsRequest
-	2,  // 37: mayfly.agent.v1.SessionService.Session:input_type -> mayfly.agent.v1.SessionRequest
-	23, // 38: mayfly.agent.v1.SessionService.FetchBlob:input_type -> mayfly.agent.v1.FetchBlobRequest
-	3,  // 39: mayfly.agent.v1.SessionService.Session:output_type -> mayfly.agent.v1.SessionResponse
-	24, // 40: mayfly.agent.v1.SessionService.FetchBlob:output_type -> mayfly.agent.v1.FetchBlobResponse
-	39, // [39:41] is the sub-list for method output_type
-	37, // [37:39] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	6,  // 0: mayfly.agent.v1.SessionRequest.hello:type_name -> mayfly.agent.v1.Hello
+	8,  // 1: mayfly.agent.v1.SessionRequest.report:type_name -> mayfly.agent.v1.Report
+	12, // 2: mayfly.agent.v1.SessionRequest.reply:type_name -> mayfly.agent.v1.Reply
+	3,  // 3: mayfly.agent.v1.SessionRequest.replies:type_name -> mayfly.agent.v1.Replies
+	12, // 4: mayfly.agent.v1.Replies.replies:type_name -> mayfly.agent.v1.Reply
+	7,  // 5: mayfly.agent.v1.SessionResponse.welcome:type_name -> mayfly.agent.v1.Welcome
+	11, // 6: mayfly.agent.v1.SessionResponse.call:type_name -> mayfly.agent.v1.Call
+	5,  // 7: mayfly.agent.v1.SessionResponse.calls:type_name -> mayfly.agent.v1.Calls
+	11, // 8: mayfly.agent.v1.Calls.calls:type_name -> mayfly.agent.v1.Call
+	0,  // 9: mayfly.agent.v1.Hello.lane:type_name -> mayfly.agent.v1.Lane
+	28, // 10: mayfly.agent.v1.Hello.capacity:type_name -> mayfly.v1.NodeResources
+	29, // 11: mayfly.agent.v1.Hello.runtimes:type_name -> mayfly.v1.RuntimeImage
+	9,  // 12: mayfly.agent.v1.Hello.sandboxes:type_name -> mayfly.agent.v1.SandboxStatus
+	28, // 13: mayfly.agent.v1.Report.used:type_name -> mayfly.v1.NodeResources
+	9,  // 14: mayfly.agent.v1.Report.sandboxes:type_name -> mayfly.agent.v1.SandboxStatus
+	29, // 15: mayfly.agent.v1.Report.runtimes:type_name -> mayfly.v1.RuntimeImage
+	1,  // 16: mayfly.agent.v1.SandboxStatus.state:type_name -> mayfly.agent.v1.SandboxState
+	10, // 17: mayfly.agent.v1.SandboxStatus.grant:type_name -> mayfly.agent.v1.Grant
+	15, // 18: mayfly.agent.v1.Call.create_sandbox:type_name -> mayfly.agent.v1.CreateSandboxRequest
+	17, // 19: mayfly.agent.v1.Call.destroy_sandbox:type_name -> mayfly.agent.v1.DestroySandboxRequest
+	19, // 20: mayfly.agent.v1.Call.invoke:type_name -> mayfly.agent.v1.InvokeRequest
+	21, // 21: mayfly.agent.v1.Call.prepare:type_name -> mayfly.agent.v1.PrepareRequest
+	23, // 22: mayfly.agent.v1.Call.read_logs:type_name -> mayfly.agent.v1.ReadLogsRequest
+	16, // 23: mayfly.agent.v1.Reply.create_sandbox:type_name -> mayfly.agent.v1.CreateSandboxResponse
+	18, // 24: mayfly.agent.v1.Reply.destroy_sandbox:type_name -> mayfly.agent.v1.DestroySandboxResponse
+	20, // 25: mayfly.agent.v1.Reply.invoke:type_name -> mayfly.agent.v1.InvokeResponse
+	22, // 26: mayfly.agent.v1.Reply.prepare:type_name -> mayfly.agent.v1.PrepareResponse
+	24, // 27: mayfly.agent.v1.Reply.read_logs:type_name -> mayfly.agent.v1.ReadLogsResponse
+	13, // 28: mayfly.agent.v1.Reply.error:type_name -> mayfly.agent.v1.Error
+	30, // 29: mayfly.agent.v1.Reply.log_lines:type_name -> mayfly.v1.ReadLogsResponse
+	31, // 30: mayfly.agent.v1.Error.reason:type_name -> mayfly.v1.ErrorReason
+	32, // 31: mayfly.agent.v1.SandboxSpec.timeout:type_name -> google.protobuf.Duration
+	27, // 32: mayfly.agent.v1.SandboxSpec.environment:type_name -> mayfly.agent.v1.SandboxSpec.EnvironmentEntry
+	10, // 33: mayfly.agent.v1.CreateSandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
+	14, // 34: mayfly.agent.v1.CreateSandboxRequest.spec:type_name -> mayfly.agent.v1.SandboxSpec
+	32, // 35: mayfly.agent.v1.CreateSandboxResponse.init_duration:type_name -> google.protobuf.Duration
+	10, // 36: mayfly.agent.v1.DestroySandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
+	10, // 37: mayfly.agent.v1.InvokeRequest.grant:type_name -> mayfly.agent.v1.Grant
+	32, // 38: mayfly.agent.v1.InvokeRequest.init_duration:type_name -> google.protobuf.Duration
+	33, // 39: mayfly.agent.v1.InvokeResponse.report:type_name -> mayfly.v1.InvocationReport
+	34, // 40: mayfly.agent.v1.ReadLogsRequest.query:type_name -> mayfly.v1.ReadLogsRequest
+	2,  // 41: mayfly.agent.v1.SessionService.Session:input_type -> mayfly.agent.v1.SessionRequest
+	25, // 42: mayfly.agent.v1.SessionService.FetchBlob:input_type -> mayfly.agent.v1.FetchBlobRequest
+	4,  // 43: mayfly.agent.v1.SessionService.Session:output_type -> mayfly.agent.v1.SessionResponse
+	26, // 44: mayfly.agent.v1.SessionService.FetchBlob:output_type -> mayfly.agent.v1.FetchBlobResponse
+	43, // [43:45] is the sub-list for method output_type
+	41, // [41:43] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_agent_v1_session_proto_init() }
@@ -2217,20 +2351,22 @@ func file_mayfly_agent_v1_session_proto_init() {
 		(*SessionRequest_Hello)(nil),
 		(*SessionRequest_Report)(nil),
 		(*SessionRequest_Reply)(nil),
+		(*SessionRequest_Replies)(nil),
 	}
-	file_mayfly_agent_v1_session_proto_msgTypes[1].OneofWrappers = []any{
+	file_mayfly_agent_v1_session_proto_msgTypes[2].OneofWrappers = []any{
 		(*SessionResponse_Welcome)(nil),
 		(*SessionResponse_Call)(nil),
 		(*SessionResponse_Cancel)(nil),
+		(*SessionResponse_Calls)(nil),
 	}
-	file_mayfly_agent_v1_session_proto_msgTypes[7].OneofWrappers = []any{
+	file_mayfly_agent_v1_session_proto_msgTypes[9].OneofWrappers = []any{
 		(*Call_CreateSandbox)(nil),
 		(*Call_DestroySandbox)(nil),
 		(*Call_Invoke)(nil),
 		(*Call_Prepare)(nil),
 		(*Call_ReadLogs)(nil),
 	}
-	file_mayfly_agent_v1_session_proto_msgTypes[8].OneofWrappers = []any{
+	file_mayfly_agent_v1_session_proto_msgTypes[10].OneofWrappers = []any{
 		(*Reply_CreateSandbox)(nil),
 		(*Reply_DestroySandbox)(nil),
 		(*Reply_Invoke)(nil),
@@ -2246,7 +2382,7 @@ func file_mayfly_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_agent_v1_session_proto_rawDesc), len(file_mayfly_agent_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

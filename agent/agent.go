@@ -166,7 +166,11 @@ type Agent struct {
 	reports    []*reporter
 	reporting  sync.Mutex // reports go out in the order in which they were made
 
-	boxes    sync.Map     // sandbox id to *box
+	boxes    sync.Map // container id to *box
+	names    sync.Map // the control plane's sandbox id to *box
+	groupsMu sync.Mutex
+	groups   map[groupKey]*group
+	turns    *turns
 	running  atomic.Int64 // invocations
 	spinners int64        // up to this many of them may wait without sleeping
 	tasks    sync.WaitGroup
@@ -188,6 +192,7 @@ func New(cfg Config) (*Agent, error) {
 		}
 	}
 	a := &Agent{cfg: cfg, log: cfg.Logger, instanceID: uuid.NewString(), room: newRoom(cfg.Capacity), spinners: int64(max(1, runtime.NumCPU()/4))}
+	a.groups, a.turns = map[groupKey]*group{}, newTurns()
 	a.images = &images{dir: cfg.RuntimesDir}
 	var err error
 	if a.logs, err = logs.Open(cfg.Logs); err != nil {
@@ -294,20 +299,19 @@ func (a *Agent) all() func(yield func(*box) bool) {
 	}
 }
 
+// allNamed iterates over the sandboxes by the control plane's names, each name once.
+func (a *Agent) allNamed() func(yield func(string, *box) bool) {
+	return func(yield func(string, *box) bool) {
+		a.names.Range(func(k, v any) bool { return yield(k.(string), v.(*box)) }) // the map's only types
+	}
+}
+
 func (a *Agent) count() int {
 	n := 0
 	for range a.all() {
 		n++
 	}
 	return n
-}
-
-func (a *Agent) box(id string) *box {
-	v, ok := a.boxes.Load(id)
-	if !ok {
-		return nil
-	}
-	return v.(*box) // the map's only type
 }
 
 // fetch reads code from the first control plane that has it.

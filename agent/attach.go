@@ -123,8 +123,10 @@ func (a *Agent) hello() *agentv1.Hello {
 		NodeId: a.cfg.NodeID, NodeName: a.cfg.NodeName, InstanceId: a.instanceID, MayflyVersion: a.cfg.Version,
 		Capacity: a.cfg.Capacity, Runtimes: a.images.list(),
 	}
-	for b := range a.all() {
-		if s := b.status(); s.GetState() != agentv1.SandboxState_SANDBOX_STATE_GONE {
+	for name, b := range a.allNamed() {
+		s := b.status()
+		s.SandboxId = name // it may just have exchanged names
+		if s.GetState() != agentv1.SandboxState_SANDBOX_STATE_GONE {
 			h.Sandboxes = append(h.Sandboxes, s)
 		}
 	}

@@ -30,7 +30,8 @@ const (
 // box is one sandbox of the agent: the machine, and what performs its effects.
 type box struct {
 	agent *Agent
-	id    string
+	id    string // of the container; at first the name, too
+	group *group
 	spec  *agentv1.SandboxSpec
 	image *image
 	dir   string // of the socket and the log
@@ -43,6 +44,7 @@ type box struct {
 	gone    chan struct{} // closed when nothing is left
 
 	mu      sync.Mutex
+	name    string // of the control plane; changes under the group's lock, too, and only while the sandbox is idle
 	m       sandbox.Machine
 	attempt *attempt
 	reason  string // why it is destroyed
@@ -315,7 +317,9 @@ func (b *box) ready(att *attempt) {
 	b.mu.Unlock()
 	b.sample()
 	b.logs.EndInit("")
-	b.step(sandbox.Event{Kind: sandbox.EventReady, Attempt: att.number})
+	if m, _, _ := b.step(sandbox.Event{Kind: sandbox.EventReady, Attempt: att.number}); m.State == sandbox.StateIdle {
+		b.group.wait(b)
+	}
 	b.checkExit(att)
 }
 
@@ -381,6 +385,7 @@ func (b *box) release() {
 	}
 	b.code.Release()
 	b.agent.room.give(b.spec.GetMemoryBytes(), b.spec.GetMilliCpus())
+	b.agent.leave(b)
 	b.agent.boxes.Delete(b.id)
 	close(b.gone)
 }
@@ -415,10 +420,10 @@ func (b *box) machine() sandbox.Machine {
 // status is what the control plane is told.
 func (b *box) status() *agentv1.SandboxStatus {
 	b.mu.Lock()
-	m, reason := b.m, b.reason
+	m, reason, name := b.m, b.reason, b.name
 	b.mu.Unlock()
 	s := &agentv1.SandboxStatus{
-		SandboxId: b.id, State: wireState(m.State), Namespace: b.spec.GetNamespace(), Function: b.spec.GetFunction(),
+		SandboxId: name, State: wireState(m.State), Namespace: b.spec.GetNamespace(), Function: b.spec.GetFunction(),
 		Version: b.spec.GetVersion(), CodeRevision: b.spec.GetCodeRevision(), MemoryBytes: b.spec.GetMemoryBytes(),
 		Grant: &agentv1.Grant{Term: m.Grant.Term, Sequence: m.Grant.Sequence},
 	}

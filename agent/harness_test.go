@@ -229,7 +229,7 @@ func request(id, payload string) *agentv1.InvokeRequest {
 
 func (n *node) gone(id string) {
 	n.t.Helper()
-	b := n.box(id)
+	b := n.named(id)
 	if b == nil {
 		return
 	}

@@ -55,17 +55,21 @@ type invocation struct {
 // is busy. Errors: SANDBOX_GONE if the event never reached the function; NODE_LOST if the sandbox was destroyed
 // while it ran. Whatever else happens to the function is an InvokeResponse.
 func (a *Agent) Invoke(ctx context.Context, r *agentv1.InvokeRequest, emit func([]byte) error) (*agentv1.InvokeResponse, error) {
-	b := a.box(r.GetSandboxId())
-	if b == nil {
-		return nil, sandboxGone(r, "there is no such sandbox here")
-	}
 	if err := ctx.Err(); err != nil {
 		return nil, fault.New(codes.Canceled, mayflyv1.ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED, "the caller of request %s has gone: %v", r.GetRequestId(), err)
 	}
 	if len(r.GetPayload()) > maxResponse {
 		return nil, fault.Invalid(mayflyv1.ErrorReason_ERROR_REASON_PAYLOAD_TOO_LARGE, "the payload has %d bytes; the limit is %d", len(r.GetPayload()), maxResponse)
 	}
-	m, _, refusal := b.step(sandbox.Event{Kind: sandbox.EventInvoke, Grant: grantOf(r.GetGrant())})
+	named := a.named(r.GetSandboxId())
+	if named == nil {
+		return nil, sandboxGone(r, "there is no such sandbox here")
+	}
+	if named.group.quick(quickBelow) {
+		a.turns.enter()
+		defer a.turns.leave()
+	}
+	b, m, refusal := a.invoke(r.GetSandboxId(), grantOf(r.GetGrant()))
 	if refusal != sandbox.Accepted {
 		return nil, sandboxGone(r, refusal.String())
 	}
@@ -209,6 +213,7 @@ func (i *invocation) answered() *agentv1.InvokeResponse {
 	b := i.box
 	took := time.Since(i.start)
 	b.lastTook = took
+	b.group.took(took)
 	if took >= sampleFrom || !b.wasSampled {
 		b.wasSampled = true
 		b.sample()
@@ -228,6 +233,9 @@ func (i *invocation) answered() *agentv1.InvokeResponse {
 		resp.SandboxGone = true
 	default:
 		resp.SandboxGone = m.State != sandbox.StateIdle
+	}
+	if !resp.GetSandboxGone() {
+		b.group.wait(b)
 	}
 	(*outcome).Inc()
 	return resp
@@ -279,7 +287,7 @@ func (i *invocation) broken(sent bool, err error) (*agentv1.InvokeResponse, erro
 		b.logs.End(logs.Report{Duration: took, MemoryMB: b.memoryLimit, Status: "error"})
 		b.agent.metrics.lost.Inc()
 		return nil, fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_NODE_LOST,
-			"sandbox %s was destroyed while request %s ran; whether it has finished is unknown", b.id, i.request.GetRequestId())
+			"sandbox %s was destroyed while request %s ran; whether it has finished is unknown", i.request.GetSandboxId(), i.request.GetRequestId())
 	}
 	return i.failed(took, failureOf(m, b.spec.GetTimeout().AsDuration())), nil
 }

@@ -154,7 +154,7 @@ func TestFailures(t *testing.T) {
 		if err != nil || !bytes.Contains(resp.GetPayload(), []byte(errorTooLarge)) {
 			t.Fatalf("%v, %v", resp, err)
 		}
-		p := n.box(id)
+		p := n.named(id)
 		for range 1000 { // until the unasked answer is there, which may take a moment
 			if p.attempt.link.quiet() != nil {
 				break

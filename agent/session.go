@@ -73,7 +73,7 @@ type job struct {
 type remoteSession struct {
 	remote *Remote
 	worker Worker
-	lanes  [2]*agentLane        // CONTROL and BULK
+	lanes  [2]*agentLane   // CONTROL and BULK
 	ctx    context.Context // the session's life
 	end    context.CancelFunc
 	loops  sync.WaitGroup

@@ -64,7 +64,7 @@ func (a *Agent) newBox(ctx context.Context, r *agentv1.CreateSandboxRequest) (*b
 		return nil, err
 	}
 	b := &box{
-		agent: a, id: r.GetSandboxId(), spec: r.GetSpec(), dir: filepath.Join(a.cfg.RunDir, sandboxesDir, dirName),
+		agent: a, id: r.GetSandboxId(), name: r.GetSandboxId(), spec: r.GetSpec(), dir: filepath.Join(a.cfg.RunDir, sandboxesDir, dirName),
 		claimed: make(chan struct{}), gone: make(chan struct{}), memoryLimit: int(r.GetSpec().GetMemoryBytes() >> 20),
 	}
 	if err := a.room.take(b.spec.GetMemoryBytes(), b.spec.GetMilliCpus()); err != nil {
@@ -162,9 +162,12 @@ func (a *Agent) start(b *box, grant sandbox.Grant) error {
 	m, effects := sandbox.NewMachine(true)
 	m, _, _ = m.Step(sandbox.Event{Kind: sandbox.EventClaim, Grant: grant})
 	b.m = m
-	if _, taken := a.boxes.LoadOrStore(b.id, b); taken {
+	a.join(b)
+	if _, taken := a.names.LoadOrStore(b.name, b); taken {
+		a.part(b)
 		return alreadyExists(b.id)
 	}
+	a.boxes.Store(b.id, b)
 	b.logs.BeginInit(fmt.Sprintf("INIT_START Runtime Version: %s %s\tRuntime Image: %s", b.spec.GetRuntime(), b.image.Version, b.image.Digest))
 	b.perform(m, effects)
 	return nil
@@ -173,19 +176,12 @@ func (a *Agent) start(b *box, grant sandbox.Grant) error {
 // DestroySandbox implements Worker. It returns when nothing of the sandbox is left; an unknown one is no error. A grant
 // lower than the sandbox's last is refused with IN_USE.
 func (a *Agent) DestroySandbox(ctx context.Context, r *agentv1.DestroySandboxRequest) (*agentv1.DestroySandboxResponse, error) {
-	b := a.box(r.GetSandboxId())
-	if b == nil {
+	b, refusal := a.destroyNamed(r.GetSandboxId(), r.GetReason(), grantOf(r.GetGrant()))
+	switch {
+	case b == nil:
 		return &agentv1.DestroySandboxResponse{}, nil
-	}
-	b.mu.Lock()
-	before := b.reason
-	b.reason = r.GetReason()
-	b.mu.Unlock()
-	if _, _, refusal := b.step(sandbox.Event{Kind: sandbox.EventDestroy, Grant: grantOf(r.GetGrant())}); refusal != sandbox.Accepted {
-		b.mu.Lock()
-		b.reason = before
-		b.mu.Unlock()
-		return nil, fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_IN_USE, "sandbox %s is not destroyed: %s", b.id, refusal)
+	case refusal != sandbox.Accepted:
+		return nil, fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_IN_USE, "sandbox %s is not destroyed: %s", r.GetSandboxId(), refusal)
 	}
 	select {
 	case <-b.gone:

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"runtime"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +29,7 @@ var errProtocol = errors.New("the runtime broke the frame protocol")
 // link is the connection with a bootstrap. One goroutine uses it at a time; close may come from any.
 type link struct {
 	conn    *net.UnixConn
-	raw     syscall.RawConn
+	socket  *socket
 	in      *bufio.Reader
 	out     []byte
 	meta    []byte
@@ -42,11 +41,11 @@ type link struct {
 
 // newLink reads the bootstrap's Hello, until limit.
 func newLink(conn *net.UnixConn, limit time.Time) (*link, error) {
-	raw, err := conn.SyscallConn()
+	s, err := newSocket(conn)
 	if err != nil {
 		return nil, err
 	}
-	l := &link{conn: conn, raw: raw, in: bufio.NewReaderSize(conn, readSize)}
+	l := &link{conn: conn, socket: s, in: bufio.NewReaderSize(s, readSize)}
 	l.look = l.pollOnce
 	if err := conn.SetReadDeadline(limit); err != nil {
 		return nil, err
@@ -86,7 +85,7 @@ func (l *link) quiet() error {
 	if l.in.Buffered() > 0 {
 		return errProtocol
 	}
-	if err := l.raw.Control(l.look); err != nil {
+	if err := l.socket.raw.Control(l.look); err != nil {
 		return err
 	}
 	return l.polled
@@ -96,7 +95,7 @@ func (l *link) quiet() error {
 // times as much. It returns when there is something to read, or at the limit.
 func (l *link) spin(limit time.Duration) {
 	for start := time.Now(); time.Since(start) < limit; runtime.Gosched() {
-		if l.raw.Control(l.look) != nil || l.polled != nil {
+		if l.socket.raw.Control(l.look) != nil || l.polled != nil {
 			return
 		}
 	}
@@ -128,7 +127,7 @@ func (l *link) send(event []byte, limit time.Time) error {
 	l.out = frame.AppendInvoke(l.out[:0], l.meta, len(event))
 	if len(event) <= copyLimit {
 		l.out = append(l.out, event...)
-		_, err := l.conn.Write(l.out)
+		_, err := l.socket.Write(l.out)
 		return err
 	}
 	parts := net.Buffers{l.out, event}

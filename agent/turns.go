@@ -13,8 +13,10 @@ import (
 const (
 	// quickBelow is the time from which an invocation takes no turns: it may do other things than compute.
 	quickBelow = time.Millisecond
+	// turnsPerCPU leaves a CPU something to do while an answer is on its way.
+	turnsPerCPU = 2
 	// turnWait bounds how long an invocation waits for its turn.
-	turnWait = time.Millisecond
+	turnWait = 10 * time.Millisecond
 	// CPUs that were idle for less than a quarter of the time are busy. They are looked at every loadWindow at most.
 	busyIdleShare = 0.25
 	loadWindow    = 100 * time.Millisecond
@@ -38,8 +40,7 @@ type turns struct {
 }
 
 func newTurns() *turns {
-	n := runtime.NumCPU()
-	return &turns{limit: n + max(1, n/2), idle: readIdle}
+	return &turns{limit: turnsPerCPU * runtime.NumCPU(), idle: readIdle}
 }
 
 // enter waits for a turn. leave must follow.

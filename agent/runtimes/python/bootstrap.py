@@ -278,7 +278,18 @@ def encode(value):
         raise
 
 
-decode = json.JSONDecoder().decode
+# What json.loads does, without its regular expressions for white space around a value: that is rare.
+_scan = json.JSONDecoder().scan_once
+
+
+def decode(text):
+    try:
+        value, end = _scan(text, 0)
+        if end == len(text):
+            return value
+    except StopIteration:
+        pass
+    return json.loads(text)
 
 
 def encode_bytes(value):
@@ -361,7 +372,8 @@ class Runner:
         self.request_id = ""
         self.function = None
         self.handler = None
-        self.pid = os.getpid()
+        self.forked = False
+        os.register_at_fork(after_in_child=self.mark_forked)
 
     def preload(self):
         for name in PRELOAD:
@@ -416,9 +428,12 @@ class Runner:
         flush()
         self.connection.send(kind, body)
 
+    def mark_forked(self):
+        self.forked = True
+
     def check_process(self):
         """A child that the handler forked must not answer for its parent."""
-        if os.getpid() != self.pid:
+        if self.forked:
             flush()
             os._exit(0)
 

@@ -317,15 +317,15 @@ func (b *box) ready(att *attempt) {
 	b.mu.Unlock()
 	b.sample()
 	b.logs.EndInit("")
-	if m, _, _ := b.step(sandbox.Event{Kind: sandbox.EventReady, Attempt: att.number}); m.State == sandbox.StateIdle {
-		b.group.wait(b)
-	}
+	b.step(sandbox.Event{Kind: sandbox.EventReady, Attempt: att.number})
 	b.checkExit(att)
 }
 
 // endClaim makes the result of the claim known to CreateSandbox.
 func (b *box) endClaim(m sandbox.Machine) {
-	if m.Init != sandbox.OutcomeOK {
+	if m.Init == sandbox.OutcomeOK {
+		b.group.wait(b)
+	} else {
 		tail := b.logs.EndInit(initReport(m.Init, b.initLimit(m)))
 		b.mu.Lock()
 		b.initTail = tail

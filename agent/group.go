@@ -171,12 +171,11 @@ func (a *Agent) named(name string) *box {
 
 // took learns from an invocation's time: the quickest of late counts, as others may have waited for a CPU.
 func (g *group) took(d time.Duration) {
-	old := g.quickest.Load()
-	if n := int64(d); old == 0 || n < old {
-		g.quickest.Store(n)
-		return
+	n := int64(d)
+	if old := g.quickest.Load(); old > 0 {
+		n = min(n, old+old/64+1)
 	}
-	g.quickest.Store(old + old/64 + 1)
+	g.quickest.Store(n)
 }
 
 // quick tells whether invocations are known to take less than d.

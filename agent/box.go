@@ -115,6 +115,8 @@ func (b *box) performOne(m sandbox.Machine, f sandbox.Effects) {
 		tasks.Go(func() { b.load(m) })
 	case sandbox.EffectInterrupt:
 		b.interrupt()
+	case sandbox.EffectInitAgain:
+		b.logs.Notice(initReport(m.Init, b.initLimit(m), m.Attempt))
 	case sandbox.EffectClaimed:
 		b.endClaim(m)
 	case sandbox.EffectReport:
@@ -322,7 +324,7 @@ func (b *box) ready(att *attempt) {
 // endClaim makes the result of the claim known to CreateSandbox.
 func (b *box) endClaim(m sandbox.Machine) {
 	if m.Init != sandbox.OutcomeOK {
-		tail := b.logs.EndInit(initReport(m.Init, b.initLimit(m)))
+		tail := b.logs.EndInit(initReport(m.Init, b.initLimit(m), m.Attempt))
 		b.mu.Lock()
 		b.initTail = tail
 		b.mu.Unlock()

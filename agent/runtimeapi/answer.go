@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/mayfly-faas/mayfly/agent/frame"
 )
@@ -15,6 +16,7 @@ const (
 	modeHeader      = "Lambda-Runtime-Function-Response-Mode"
 	errorTypeHeader = "Lambda-Runtime-Function-Error-Type"
 	errorBodyHeader = "Lambda-Runtime-Function-Error-Body"
+	modeStreaming   = "streaming"
 
 	// maxDrain is how much of a refused body is read so that its sender sees the refusal and not a broken connection.
 	maxDrain = 64 << 20
@@ -23,12 +25,17 @@ const (
 )
 
 func (s *server) response(w http.ResponseWriter, r *http.Request) {
-	meta, ok := s.startAnswer(w, r.PathValue("id"))
+	mode := r.Header.Get(modeHeader)
+	if mode != "" && !strings.EqualFold(mode, modeStreaming) {
+		refuse(w, http.StatusBadRequest, "InvalidFunctionResponseMode", "Invalid function response mode")
+		return
+	}
+	meta, ok := s.startAnswer(w, r.PathValue("id"), responding)
 	if !ok {
 		return
 	}
 	defer s.endAnswer()
-	if r.Header.Get(modeHeader) == "streaming" && meta.Stream {
+	if mode != "" && meta.Stream {
 		s.stream(w, r)
 		return
 	}
@@ -45,7 +52,7 @@ func (s *server) buffered(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if failure := trailerError(r.Trailer); failure != nil {
-		s.reply(w, s.sendJSON(frame.TypeError, failure))
+		s.reply(w, s.send(frame.TypeError, failure))
 		return
 	}
 	s.reply(w, s.send(frame.TypeResult, body))
@@ -53,10 +60,10 @@ func (s *server) buffered(w http.ResponseWriter, r *http.Request) {
 
 // failAnswer ends an invocation whose answer can't be used.
 func (s *server) failAnswer(tooLarge bool, err error) {
-	failure := frame.Error{Type: "Function.ResponseSizeTooLarge", Message: fmt.Sprintf(
-		"Response payload size exceeded maximum allowed payload size (%d bytes).", MaxPayload)}
-	if !tooLarge {
-		failure = truncated(err)
+	failure := truncated(err)
+	if tooLarge {
+		failure = frame.Error{Type: "Function.ResponseSizeTooLarge", Message: fmt.Sprintf(
+			"Response payload size exceeded maximum allowed payload size (%d bytes).", MaxPayload)}
 	}
 	_ = s.sendJSON(frame.TypeError, failure) // without an agent the sandbox ends
 }
@@ -76,7 +83,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if failure := trailerError(r.Trailer); failure != nil {
-		s.reply(w, s.sendJSON(frame.TypeStreamEnd, failure))
+		s.reply(w, s.send(frame.TypeStreamEnd, failure))
 		return
 	}
 	s.reply(w, s.send(frame.TypeStreamEnd, nil))
@@ -102,7 +109,7 @@ func (s *server) copyChunks(body io.Reader) error {
 }
 
 func (s *server) invocationError(w http.ResponseWriter, r *http.Request) {
-	if _, ok := s.startAnswer(w, r.PathValue("id")); !ok {
+	if _, ok := s.startAnswer(w, r.PathValue("id"), errorResponding); !ok {
 		return
 	}
 	defer s.endAnswer()
@@ -112,7 +119,7 @@ func (s *server) invocationError(w http.ResponseWriter, r *http.Request) {
 		refuseBody(w, tooLarge, err)
 		return
 	}
-	s.reply(w, s.sendJSON(frame.TypeError, decodeError(body, r.Header.Get(errorTypeHeader))))
+	s.reply(w, s.send(frame.TypeError, errorBody(body, r.Header.Get(errorTypeHeader))))
 }
 
 func readBody(r *http.Request) (body []byte, tooLarge bool, err error) {
@@ -136,11 +143,11 @@ func refuseBody(w http.ResponseWriter, tooLarge bool, err error) {
 			fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", MaxPayload))
 		return
 	}
-	refuse(w, http.StatusBadRequest, "InvalidRequest", fmt.Sprintf("the body could not be read: %v", err))
+	refuse(w, http.StatusBadRequest, "TruncatedHTTPRequest", fmt.Sprintf("HTTP request detected as truncated: %v", err))
 }
 
 // trailerError is the error that a runtime found after it had begun to answer, or nil.
-func trailerError(trailer http.Header) *frame.Error {
+func trailerError(trailer http.Header) []byte {
 	kind, encoded := trailer.Get(errorTypeHeader), trailer.Get(errorBodyHeader)
 	if kind == "" && encoded == "" {
 		return nil
@@ -149,47 +156,25 @@ func trailerError(trailer http.Header) *frame.Error {
 	if err != nil {
 		body = []byte(encoded)
 	}
-	e := decodeError(body, kind)
-	return &e
+	return errorBody(body, kind)
 }
 
-// decodeError reads what runtimes send as an error: Python and Ruby a list of strings as stackTrace, Go a list of
-// objects, Node a list of strings as trace. What is no JSON becomes the message.
-func decodeError(body []byte, kind string) frame.Error {
-	var in struct {
-		Type       string            `json:"errorType"`
-		Message    string            `json:"errorMessage"`
-		StackTrace []json.RawMessage `json:"stackTrace"`
-		Trace      []json.RawMessage `json:"trace"`
+// errorBody is what the caller gets for a runtime's error: the runtime's own JSON, whose shape differs from language to
+// language, with the type that its header names if it has none itself. What is no JSON object becomes the message.
+func errorBody(body []byte, kind string) []byte {
+	if kind == "" {
+		kind = "Runtime.Unknown"
 	}
-	if err := json.Unmarshal(body, &in); err != nil {
-		in.Message = string(body)
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(body, &fields) != nil || fields == nil {
+		out, _ := json.Marshal(frame.Error{Type: kind, Message: string(body)}) // a plain struct
+		return out
 	}
-	out := frame.Error{Type: in.Type, Message: in.Message}
-	if out.Type == "" {
-		out.Type = kind
+	var known string
+	if json.Unmarshal(fields["errorType"], &known) == nil && known != "" {
+		return body
 	}
-	if out.Type == "" {
-		out.Type = "Runtime.Unknown"
-	}
-	for _, f := range append(in.StackTrace, in.Trace...) {
-		out.StackTrace = append(out.StackTrace, traceLine(f))
-	}
+	fields["errorType"], _ = json.Marshal(kind) // a string
+	out, _ := json.Marshal(fields)              // was JSON before
 	return out
-}
-
-func traceLine(raw json.RawMessage) string {
-	var line string
-	if json.Unmarshal(raw, &line) == nil {
-		return line
-	}
-	var at struct {
-		Path  string `json:"path"`
-		Line  int    `json:"line"`
-		Label string `json:"label"`
-	}
-	if json.Unmarshal(raw, &at) == nil && at.Path != "" {
-		return fmt.Sprintf("%s:%d %s", at.Path, at.Line, at.Label)
-	}
-	return string(raw)
 }

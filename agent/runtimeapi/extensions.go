@@ -220,7 +220,7 @@ func (s *server) admit(name string, events []string) (id string, refusal *frame.
 		}
 	}
 	switch {
-	case !e.external && (s.phase != started || s.process == nil):
+	case !e.external && (s.phase != started || !s.launched):
 		return "", &frame.Error{Type: "Extension.RegistrationClosed", Message: "Extension registration closed already"}
 	case e.state != extStarted:
 		return "", &frame.Error{Type: "Extension.InvalidExtensionState", Message: "Extension with this name already registered"}

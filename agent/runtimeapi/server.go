@@ -126,6 +126,7 @@ type server struct {
 	mu        sync.Mutex
 	function  frame.Load
 	process   Process
+	launched  bool // the function's process is started, or about to be
 	stopping  bool // nothing is started any more
 	phase     phase
 	polling   bool
@@ -226,9 +227,10 @@ func (s *server) start(l frame.Load, external []Extension) {
 		return
 	}
 	s.mu.Lock()
-	stopping := s.stopping
+	s.launched = !s.stopping
+	launched := s.launched
 	s.mu.Unlock()
-	if stopping {
+	if !launched {
 		return
 	}
 	p, err := s.cfg.Start(env, nil)

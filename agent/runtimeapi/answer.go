@@ -52,10 +52,26 @@ func (s *server) buffered(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if failure := trailerError(r.Trailer); failure != nil {
-		s.reply(w, s.send(frame.TypeError, failure))
+		s.reply(w, s.answer(frame.TypeError, failure, len(body)))
 		return
 	}
-	s.reply(w, s.send(frame.TypeResult, body))
+	s.reply(w, s.answer(frame.TypeResult, body, len(body)))
+}
+
+// answer sends the end of an answer of so many bytes, or its error, after what the function wrote before it.
+func (s *server) answer(t frame.Type, body []byte, produced int) error {
+	errorType := ""
+	if t == frame.TypeError || (t == frame.TypeStreamEnd && len(body) > 0) {
+		errorType = errorTypeOf(body)
+	}
+	s.mu.Lock()
+	s.measured.end(produced, errorType)
+	p := s.process
+	s.mu.Unlock()
+	if p != nil {
+		p.Flush()
+	}
+	return s.send(t, body)
 }
 
 // failAnswer ends an invocation whose answer can't be used.
@@ -65,7 +81,8 @@ func (s *server) failAnswer(tooLarge bool, err error) {
 		failure = frame.Error{Type: "Function.ResponseSizeTooLarge", Message: fmt.Sprintf(
 			"Response payload size exceeded maximum allowed payload size (%d bytes).", MaxPayload)}
 	}
-	_ = s.sendJSON(frame.TypeError, failure) // without an agent the sandbox ends
+	body, _ := json.Marshal(failure)                // a plain struct
+	_ = s.answer(frame.TypeError, body, MaxPayload) // without an agent the sandbox ends
 }
 
 func truncated(err error) frame.Error {
@@ -77,33 +94,32 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request) {
 		s.reply(w, err)
 		return
 	}
-	if err := s.copyChunks(r.Body); err != nil {
-		_ = s.sendJSON(frame.TypeStreamEnd, truncated(err)) // without an agent the sandbox ends
+	produced, err := s.copyChunks(r.Body)
+	if err != nil {
+		body, _ := json.Marshal(truncated(err))           // a plain struct
+		_ = s.answer(frame.TypeStreamEnd, body, produced) // without an agent the sandbox ends
 		refuseBody(w, false, err)
 		return
 	}
-	if failure := trailerError(r.Trailer); failure != nil {
-		s.reply(w, s.send(frame.TypeStreamEnd, failure))
-		return
-	}
-	s.reply(w, s.send(frame.TypeStreamEnd, nil))
+	s.reply(w, s.answer(frame.TypeStreamEnd, trailerError(r.Trailer), produced))
 }
 
-// copyChunks sends on what is there as soon as it is there.
-func (s *server) copyChunks(body io.Reader) error {
+// copyChunks sends on what is there as soon as it is there, and counts the bytes.
+func (s *server) copyChunks(body io.Reader) (total int, err error) {
 	buf := make([]byte, maxChunk)
 	for {
 		n, err := body.Read(buf)
+		total += n
 		if n > 0 {
 			if err := s.send(frame.TypeStream, buf[:n]); err != nil {
-				return err
+				return total, err
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			return nil
+			return total, nil
 		}
 		if err != nil {
-			return err
+			return total, err
 		}
 	}
 }
@@ -119,7 +135,7 @@ func (s *server) invocationError(w http.ResponseWriter, r *http.Request) {
 		refuseBody(w, tooLarge, err)
 		return
 	}
-	s.reply(w, s.send(frame.TypeError, errorBody(body, r.Header.Get(errorTypeHeader))))
+	s.reply(w, s.answer(frame.TypeError, errorBody(body, r.Header.Get(errorTypeHeader)), len(body)))
 }
 
 func readBody(r *http.Request) (body []byte, tooLarge bool, err error) {

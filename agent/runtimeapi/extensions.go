@@ -120,7 +120,7 @@ func invokeEvent(meta frame.Invoke) []byte {
 		"eventType": eventInvoke, "deadlineMs": meta.DeadlineMS, "requestId": meta.RequestID, "invokedFunctionArn": meta.ARN,
 	}
 	if meta.TraceID != "" {
-		event["tracing"] = map[string]string{"type": "X-Amzn-Trace-Id", "value": meta.TraceID}
+		event["tracing"] = map[string]string{"type": traceType, "value": meta.TraceID}
 	}
 	body, _ := json.Marshal(event) // plain values
 	return body
@@ -133,7 +133,7 @@ func (s *server) startExtensions(external []Extension, env []string) bool {
 			s.fail(frame.Error{Type: "Extension.TooManyExtensions", Message: fmt.Sprintf("Extension limit (%d) reached", maxExtensions)})
 			return false
 		}
-		p, err := e.Start(env, nil)
+		p, err := e.Start(env, s.telemetry.capture(categoryExtension))
 		if err != nil {
 			s.fail(frame.Error{Type: "Extension.LaunchError", Message: err.Error()})
 			return false
@@ -172,6 +172,7 @@ func (s *server) announce() {
 	defer s.mu.Unlock()
 	for _, e := range s.all {
 		fmt.Fprintf(s.cfg.Log, "EXTENSION\tName: %s\tState: %s\tEvents: [%s]\n", e.name, e.state, strings.Join(e.events, ","))
+		s.emitExtension(e, "")
 	}
 }
 
@@ -331,7 +332,7 @@ func (s *server) extensionError(w http.ResponseWriter, r *http.Request, to exten
 		refuse(w, http.StatusForbidden, "Extension.MissingHeader", extensionTypeHeader+" not found")
 		return
 	}
-	if !s.breakDown(w, e, to) {
+	if !s.breakDown(w, e, to, cause) {
 		return
 	}
 	accept(w)
@@ -339,7 +340,7 @@ func (s *server) extensionError(w http.ResponseWriter, r *http.Request, to exten
 }
 
 // breakDown allows init/error before the first event, and exit/error once registered.
-func (s *server) breakDown(w http.ResponseWriter, e *extension, to extensionState) bool {
+func (s *server) breakDown(w http.ResponseWriter, e *extension, to extensionState, cause string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e.state == extInitError || e.state == extExitError || e.state == extStarted || (to == extInitError && e.state != extRegistered) {
@@ -347,5 +348,6 @@ func (s *server) breakDown(w http.ResponseWriter, e *extension, to extensionStat
 		return false
 	}
 	e.state = to
+	s.emitExtension(e, cause)
 	return true
 }

@@ -103,6 +103,7 @@ func newFakeProcess() *fakeProcess { return &fakeProcess{ended: make(chan struct
 
 func (p *fakeProcess) Ended() <-chan struct{} { return p.ended }
 func (p *fakeProcess) Status() int            { return p.status }
+func (p *fakeProcess) Flush()                 {}
 
 func (p *fakeProcess) Signal(s syscall.Signal) {
 	if !p.deaf || s == syscall.SIGKILL {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/mayfly-faas/mayfly/agent/frame"
 )
@@ -22,6 +23,7 @@ func (s *server) routes() http.Handler {
 	mux.HandleFunc("GET "+extension+"event/next", s.nextEvent)
 	mux.HandleFunc("POST "+extension+"init/error", s.extensionInitError)
 	mux.HandleFunc("POST "+extension+"exit/error", s.extensionExitError)
+	mux.HandleFunc("PUT /2022-07-01/telemetry", s.subscribe)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "NotFound", fmt.Sprintf("%s %s is no call of the Runtime, Extensions or Telemetry API", r.Method, r.URL.Path))
 	})
@@ -66,6 +68,7 @@ func (s *server) startPolling(w http.ResponseWriter) (again *event, ok bool) {
 		return nil, false
 	}
 	s.phase, s.polling = ready, true
+	s.emitRuntimeDone()
 	return nil, true
 }
 
@@ -78,19 +81,26 @@ func (s *server) stopPolling() {
 // settle tells the agent, once, that the function and all extensions are ready.
 func (s *server) settle() error {
 	s.mu.Lock()
-	first := !s.readySent && s.phase == ready && s.allIdle()
+	idle := s.phase == ready && s.allIdle()
+	first := idle && !s.readySent
 	if first {
-		s.readySent = true
+		s.readySent, s.initTook = true, time.Since(s.initStart)
 	}
-	limit := s.shutdownLimit()
+	if idle {
+		s.emitReport()
+	}
+	limit, took := s.shutdownLimit(), s.initTook
 	s.mu.Unlock()
 	switch {
 	case !first:
 		return nil
 	case limit == 0:
+		s.telemetry.close()
 		return s.send(frame.TypeReady, nil)
 	}
+	s.telemetry.emitInitDone(took, statusSuccess, "")
 	s.announce()
+	s.telemetry.close()
 	return s.sendJSON(frame.TypeReady, frame.Ready{ShutdownMS: int(limit.Milliseconds())})
 }
 
@@ -101,6 +111,7 @@ func (s *server) began(ctx context.Context, e event) bool {
 		s.mu.Lock()
 		if s.allIdle() {
 			s.phase, s.current = running, e
+			s.emitStart(e.meta)
 			s.tellInvoke(e.meta)
 			s.mu.Unlock()
 			return true
@@ -150,6 +161,7 @@ func (s *server) startAnswer(w http.ResponseWriter, id string, to phase) (meta f
 		return meta, false
 	}
 	s.phase, s.current.payload = to, nil
+	s.measured.answered = time.Now()
 	return s.current.meta, true
 }
 
@@ -160,11 +172,14 @@ func (s *server) endAnswer() {
 }
 
 func (s *server) initError(w http.ResponseWriter, r *http.Request) {
-	if !s.startInitError(w) {
+	took, ok := s.startInitError(w)
+	if !ok {
 		return
 	}
 	body, tooLarge, err := readBody(r)
-	told := s.send(frame.TypeInitError, errorBody(body, r.Header.Get(errorTypeHeader))) // the type at least
+	failure := errorBody(body, r.Header.Get(errorTypeHeader)) // the type at least
+	s.telemetry.emitInitDone(took, statusError, errorTypeOf(failure))
+	told := s.send(frame.TypeInitError, failure)
 	if err != nil || tooLarge {
 		refuseBody(w, tooLarge, err)
 		return
@@ -172,15 +187,15 @@ func (s *server) initError(w http.ResponseWriter, r *http.Request) {
 	s.reply(w, told)
 }
 
-func (s *server) startInitError(w http.ResponseWriter) bool {
+func (s *server) startInitError(w http.ResponseWriter) (took time.Duration, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.phase != started {
 		s.refuseTransition(w, initError)
-		return false
+		return 0, false
 	}
 	s.phase = initError
-	return true
+	return time.Since(s.initStart), true
 }
 
 // reply answers 202, unless the agent could not be told.

@@ -42,6 +42,7 @@ const (
 const (
 	reasonSpindown = "spindown"
 	reasonFailure  = "failure"
+	reasonTimeout  = "timeout"
 )
 
 // Config is what Serve works with.
@@ -56,6 +57,8 @@ type Config struct {
 	Start Starter
 	// Extensions finds the external extensions, once the function's code is there; nil: there are none.
 	Extensions func() ([]Extension, error)
+	// PeakMemory is the most memory that the sandbox's processes have had, in bytes; nil: it is not known.
+	PeakMemory func() int64
 	// Log takes what the platform says in the function's log, a line at a time.
 	Log io.Writer
 }
@@ -72,6 +75,8 @@ type Process interface {
 	Ended() <-chan struct{}
 	// Status is how it ended: its exit status, 128 + signal for a signal.
 	Status() int
+	// Flush passes on what the process has written until now, if it is captured.
+	Flush()
 }
 
 // Extension is an external extension: an executable with the name by which it registers.
@@ -133,6 +138,11 @@ type server struct {
 	readySent bool
 	current   event // that runs; its metadata stay when it has ended
 	extensions
+
+	telemetry *telemetry
+	measured  measured // the running or the last invocation
+	initStart time.Time
+	initTook  time.Duration // until the first report has told it
 }
 
 // phase is where the function's process is, as the API sees it, under AWS's names.
@@ -151,7 +161,7 @@ const (
 func newServer(cfg Config) *server {
 	return &server{
 		cfg: cfg, phase: started, events: make(chan event, 1), ends: make(chan end, 1), gone: make(chan struct{}),
-		extensions: newExtensions(nil),
+		extensions: newExtensions(nil), telemetry: newTelemetry(),
 	}
 }
 
@@ -214,8 +224,9 @@ func (s *server) load(body []byte) error {
 		}
 	}
 	s.mu.Lock()
-	s.function, s.extensions = l, newExtensions(external)
+	s.function, s.extensions, s.initStart = l, newExtensions(external), time.Now()
 	s.mu.Unlock()
+	s.telemetry.emitInitStart(l, s.cfg.Runtime)
 	s.background.Go(func() { s.start(l, external) })
 	return nil
 }
@@ -233,7 +244,11 @@ func (s *server) start(l frame.Load, external []Extension) {
 	if !launched {
 		return
 	}
-	p, err := s.cfg.Start(env, nil)
+	var capture func([]byte)
+	if len(external) > 0 {
+		capture = s.telemetry.capture(categoryFunction) // one of them may subscribe once the function runs
+	}
+	p, err := s.cfg.Start(env, capture)
 	if err != nil {
 		s.fail(frame.Error{Type: "Runtime.InvalidEntrypoint", Message: err.Error()})
 		return

@@ -79,6 +79,8 @@ func (s *server) shutdown(reason string) {
 		ended(p, time.Now().Add(internalLimit))
 		p.Signal(syscall.SIGKILL)
 	}
+	s.breakOff(reason)
+	s.telemetry.flush()
 	for _, e := range s.tellShutdown(reason, deadline) {
 		ended(e, deadline)
 	}

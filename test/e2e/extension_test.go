@@ -147,6 +147,32 @@ func TestInternalExtension(t *testing.T) {
 	}
 }
 
+func TestTelemetry(t *testing.T) {
+	shared.deploy(t, extended(t, "ext-telemetry", "telemeter"))
+	first := shared.invoke(t, "ext-telemetry", `{"do":"print"}`)
+	if tail := string(first.GetLogTail()); !strings.Contains(tail, "the function says "+first.GetRequestId()+"\n") {
+		t.Errorf("what the function printed before its answer is missing in the log's tail:\n%s", tail)
+	}
+	failed := shared.invoke(t, "ext-telemetry", `{"do":"error"}`)
+	gone := shared.invoke(t, "ext-telemetry", `{"do":"exit"}`)
+	lines := logOf(t, shared, "ext-telemetry", "telemeter saw SHUTDOWN")
+	for _, pattern := range []string{
+		`subscribed: 200 "OK"`, `telemetry platform.initStart {.*"functionName":"ext-telemetry"`,
+		`telemetry platform.telemetrySubscription {"name":"telemeter"`, `telemetry platform.initRuntimeDone {.*"status":"success"`,
+		`telemetry platform.initReport`, `telemetry platform.extension {"events":\["INVOKE","SHUTDOWN"\],"name":"telemeter","state":"Ready"}`,
+		`telemetry platform.start {"requestId":"` + first.GetRequestId(),
+		`telemetry function "the function says ` + first.GetRequestId() + `"`,
+		`telemetry platform.runtimeDone {.*"requestId":"` + first.GetRequestId() + `".*"status":"success"`,
+		`telemetry platform.report {.*"maxMemoryUsedMB":[1-9]\d*,"memorySizeMB":128},"requestId":"` + first.GetRequestId(),
+		`telemetry platform.runtimeDone {"errorType":"Odd",.*"requestId":"` + failed.GetRequestId() + `".*"status":"error"`,
+		`telemetry platform.runtimeDone {"errorType":"Runtime.ExitError",.*"requestId":"` + gone.GetRequestId() + `".*"status":"failure"`,
+	} {
+		if matches(lines, pattern) != 1 {
+			t.Errorf("%q is not once in the log:\n%s", pattern, strings.Join(lines, "\n"))
+		}
+	}
+}
+
 // replaceCode gives a function other code, so that its sandboxes end.
 func (in *instance) replaceCode(t testing.TB, f function) {
 	t.Helper()

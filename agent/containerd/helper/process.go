@@ -41,7 +41,7 @@ func enter() error {
 }
 
 func runExec(argv []string) (int, error) {
-	p, err := newProcesses().start(argv, os.Environ(), os.Stdout)
+	p, err := newProcesses().start(argv, os.Environ(), os.Stdout, nil)
 	if err != nil {
 		return exitSetup, err
 	}
@@ -69,10 +69,11 @@ type process struct {
 	mu     sync.Mutex // held to signal it, and to say that it has ended
 	ended  chan struct{}
 	status int
+	output *capture // nil: it writes to the log itself
 }
 
-// start starts argv with out as its output.
-func (ps *processes) start(argv, env []string, out *os.File) (*process, error) {
+// start starts argv with out as its output, which output, if it is not nil, reads.
+func (ps *processes) start(argv, env []string, out *os.File, output *capture) (*process, error) {
 	path, err := exec.LookPath(argv[0])
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", argv[0], err)
@@ -89,7 +90,7 @@ func (ps *processes) start(argv, env []string, out *os.File) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", path, err)
 	}
-	p := &process{pid: pid, ended: make(chan struct{})}
+	p := &process{pid: pid, ended: make(chan struct{}), output: output}
 	ps.known[pid] = p
 	select {
 	case ps.child <- struct{}{}:
@@ -120,6 +121,7 @@ func (ps *processes) gone(pid int, ws unix.WaitStatus) {
 	if p == nil {
 		return // somebody's orphan
 	}
+	p.Flush()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.status = ws.ExitStatus()
@@ -134,6 +136,13 @@ func (p *process) Ended() <-chan struct{} { return p.ended }
 
 // Status implements runtimeapi.Process.
 func (p *process) Status() int { return p.status }
+
+// Flush implements runtimeapi.Process.
+func (p *process) Flush() {
+	if p.output != nil {
+		p.output.flush()
+	}
+}
 
 // Signal implements runtimeapi.Process.
 func (p *process) Signal(s syscall.Signal) {

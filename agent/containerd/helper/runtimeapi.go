@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,8 +14,6 @@ import (
 const (
 	agentSocket = "/run/mayfly/agent.sock"
 	apiAddress  = "127.0.0.1:9001"
-	// maxCaptured is where longer lines of captured output are split, in bytes.
-	maxCaptured = 64 << 10
 )
 
 // extensionDirs are where external extensions are: in layers, and in the function's package.
@@ -35,9 +32,9 @@ func runRuntimeAPI(argv []string) (int, error) {
 	}
 	all := newProcesses()
 	return runtimeapi.Serve(runtimeapi.Config{
-		Agent: conn, Listener: listener, Runtime: "provided", Log: os.Stderr, Extensions: all.extensions,
-		Start: func(env []string, capture func([]byte)) (runtimeapi.Process, error) {
-			p, err := all.startCaptured(argv, env, capture)
+		Agent: conn, Listener: listener, Runtime: "provided", Log: os.Stderr, Extensions: all.extensions, PeakMemory: peakMemory,
+		Start: func(env []string, take func([]byte)) (runtimeapi.Process, error) {
+			p, err := all.startCaptured(argv, env, take)
 			if err != nil {
 				return nil, err
 			}
@@ -62,45 +59,30 @@ func (ps *processes) extensions() ([]runtimeapi.Extension, error) {
 			}
 			seen[e.Name()] = true
 			path := filepath.Join(dir, e.Name())
-			all = append(all, runtimeapi.Extension{Name: e.Name(), Start: func(env []string, capture func([]byte)) (runtimeapi.Process, error) {
-				return ps.startCaptured([]string{path}, env, capture)
+			all = append(all, runtimeapi.Extension{Name: e.Name(), Start: func(env []string, take func([]byte)) (runtimeapi.Process, error) {
+				return ps.startCaptured([]string{path}, env, take)
 			}})
 		}
 	}
 	return all, nil
 }
 
-// startCaptured starts argv; unless capture is nil, its output passes through here on its way to the log.
-func (ps *processes) startCaptured(argv, env []string, capture func([]byte)) (*process, error) {
+// startCaptured starts argv; unless take is nil, its output passes through here on its way to the log.
+func (ps *processes) startCaptured(argv, env []string, take func([]byte)) (*process, error) {
 	env = append(os.Environ(), env...)
-	if capture == nil {
-		return ps.start(argv, env, os.Stdout)
+	if take == nil {
+		return ps.start(argv, env, os.Stdout, nil)
 	}
-	in, out, err := os.Pipe()
+	output, out, err := newCapture(take)
 	if err != nil {
 		return nil, err
 	}
-	p, err := ps.start(argv, env, out)
-	out.Close()
+	defer out.Close()
+	p, err := ps.start(argv, env, out, output)
 	if err != nil {
-		in.Close()
+		output.in.Close()
 		return nil, err
 	}
-	go tee(in, capture) // it ends with the last process that has the pipe, or with process 1
+	go output.run() // it ends with the last process that has the pipe, or with process 1
 	return p, nil
-}
-
-func tee(in *os.File, capture func([]byte)) {
-	defer in.Close()
-	r := bufio.NewReaderSize(in, maxCaptured)
-	for {
-		line, err := r.ReadSlice('\n')
-		if len(line) > 0 {
-			_, _ = os.Stdout.Write(line)
-			capture(line)
-		}
-		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			return
-		}
-	}
 }

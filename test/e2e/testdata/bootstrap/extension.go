@@ -40,6 +40,9 @@ func extension(name string) {
 	resp.Body.Close()
 	id := resp.Header.Get("Lambda-Extension-Identifier")
 	fmt.Printf("%s registered: %d %s\n", name, resp.StatusCode, text)
+	if name == "telemeter" {
+		telemeter(id)
+	}
 	if name == "sorry" {
 		header := map[string]string{"Lambda-Extension-Identifier": id, "Lambda-Extension-Function-Error-Type": "Extension.NoLicence"}
 		call(http.MethodPost, base+"init/error", header, "").Body.Close()

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxCaptured is where longer lines of captured output are split for telemetry, in bytes.
+const maxCaptured = 256 << 10
+
+// capture reads what processes write, passes it on to the log and gives each line to take.
+type capture struct {
+	in   *os.File
+	raw  syscall.RawConn
+	take func(line []byte)
+
+	mu      sync.Mutex // held while output is passed on: afterwards it is in the log
+	buffer  [32 << 10]byte
+	partial []byte
+}
+
+// newCapture returns the end to write to as well.
+func newCapture(take func([]byte)) (c *capture, out *os.File, err error) {
+	in, out, err := os.Pipe()
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a pipe: %w", err)
+	}
+	raw, err := in.SyscallConn()
+	if err != nil {
+		return nil, nil, errors.Join(err, in.Close(), out.Close())
+	}
+	return &capture{in: in, raw: raw, take: take}, out, nil
+}
+
+// run passes on until the last writer has gone.
+func (c *capture) run() {
+	_ = c.raw.Read(func(fd uintptr) bool { return c.pass(int(fd)) })
+	c.in.Close()
+}
+
+// flush passes on what has been written until now.
+func (c *capture) flush() {
+	_ = c.raw.Control(func(fd uintptr) { c.pass(int(fd)) }) // after the end there is nothing
+}
+
+// pass reads until the pipe, which does not block, is empty; over tells that it will stay so.
+func (c *capture) pass(fd int) (over bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		n, err := unix.Read(fd, c.buffer[:])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			return false
+		case err != nil || n == 0:
+			return true
+		default:
+			_, _ = os.Stdout.Write(c.buffer[:n]) // the log has no reader only while the sandbox ends
+			c.split(c.buffer[:n])
+		}
+	}
+}
+
+func (c *capture) split(b []byte) {
+	c.partial = append(c.partial, b...)
+	for {
+		i := bytes.IndexByte(c.partial, '\n')
+		if i < 0 && len(c.partial) < maxCaptured {
+			return
+		}
+		if i < 0 {
+			i = len(c.partial) - 1
+		}
+		c.take(c.partial[:i+1])
+		c.partial = append(c.partial[:0], c.partial[i+1:]...)
+	}
+}
+
+// peakMemory adds up the most memory that each process of the sandbox has had, in bytes: its cgroup can't be seen from
+// inside.
+func peakMemory() int64 {
+	all, err := filepath.Glob("/proc/[0-9]*/status")
+	if err != nil {
+		return 0
+	}
+	total := int64(0)
+	for _, path := range all {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		total += highWater(string(text))
+	}
+	return total
+}
+
+// highWater reads VmHWM, in bytes, from a process's status.
+func highWater(status string) int64 {
+	_, rest, _ := strings.Cut(status, "\nVmHWM:")
+	fields := strings.Fields(rest)
+	if len(fields) == 0 {
+		return 0
+	}
+	kilobytes, err := strconv.ParseInt(fields[0], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return kilobytes << 10
+}

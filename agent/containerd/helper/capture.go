@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,13 +15,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxCaptured is where longer lines of captured output are split for telemetry, in bytes.
-const maxCaptured = 256 << 10
+const (
+	// maxCaptured is where longer lines of captured output are split for telemetry, in bytes.
+	maxCaptured = 256 << 10
+	// maxPassed is what a pipe holds, unless it was made larger: more can't have been written before a flush began.
+	maxPassed = 64 << 10
+)
 
 // capture reads what processes write, passes it on to the log and gives each line to take.
 type capture struct {
 	in   *os.File
 	raw  syscall.RawConn
+	log  io.Writer
 	take func(line []byte)
 
 	mu      sync.Mutex // held while output is passed on: afterwards it is in the log
@@ -29,7 +35,7 @@ type capture struct {
 }
 
 // newCapture returns the end to write to as well.
-func newCapture(take func([]byte)) (c *capture, out *os.File, err error) {
+func newCapture(log io.Writer, take func([]byte)) (c *capture, out *os.File, err error) {
 	in, out, err := os.Pipe()
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a pipe: %w", err)
@@ -38,12 +44,19 @@ func newCapture(take func([]byte)) (c *capture, out *os.File, err error) {
 	if err != nil {
 		return nil, nil, errors.Join(err, in.Close(), out.Close())
 	}
-	return &capture{in: in, raw: raw, take: take}, out, nil
+	return &capture{in: in, raw: raw, log: log, take: take}, out, nil
 }
 
 // run passes on until the last writer has gone.
 func (c *capture) run() {
-	_ = c.raw.Read(func(fd uintptr) bool { return c.pass(int(fd)) })
+	for over := false; !over; {
+		err := c.raw.Read(func(fd uintptr) (done bool) {
+			var empty bool
+			empty, over = c.pass(int(fd))
+			return over || !empty
+		})
+		over = over || err != nil
+	}
 	c.in.Close()
 }
 
@@ -52,23 +65,26 @@ func (c *capture) flush() {
 	_ = c.raw.Control(func(fd uintptr) { c.pass(int(fd)) }) // after the end there is nothing
 }
 
-// pass reads until the pipe, which does not block, is empty; over tells that it will stay so.
-func (c *capture) pass(fd int) (over bool) {
+// pass reads until the pipe, which does not block, is empty, or has given what it can hold; over tells that nothing
+// more comes.
+func (c *capture) pass(fd int) (empty, over bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for {
+	for total := 0; total < maxPassed; {
 		n, err := unix.Read(fd, c.buffer[:])
 		switch {
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
-			return false
+			return true, false
 		case err != nil || n == 0:
-			return true
+			return true, true
 		default:
-			_, _ = os.Stdout.Write(c.buffer[:n]) // the log has no reader only while the sandbox ends
+			total += n
+			_, _ = c.log.Write(c.buffer[:n]) // the log has no reader only while the sandbox ends
 			c.split(c.buffer[:n])
 		}
 	}
+	return false, false
 }
 
 func (c *capture) split(b []byte) {

@@ -73,7 +73,7 @@ func (ps *processes) startCaptured(argv, env []string, take func([]byte)) (*proc
 	if take == nil {
 		return ps.start(argv, env, os.Stdout, nil)
 	}
-	output, out, err := newCapture(take)
+	output, out, err := newCapture(os.Stdout, take)
 	if err != nil {
 		return nil, err
 	}

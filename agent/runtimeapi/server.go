@@ -87,8 +87,8 @@ type Extension struct {
 
 // Serve greets the agent, starts the extensions and the function when told which function it is, and serves them until
 // something ends the sandbox. Then it gives the extensions their time to shut down, and returns the exit status for
-// process 1: the function's own if it ended by itself, 0 when the agent said Shutdown. An error tells that the agent has
-// gone or broke the protocol.
+// process 1: the function's own if it ended by itself, 0 when the agent said Shutdown, 125 when its connection ended. An
+// error tells that the agent broke the protocol.
 func Serve(cfg Config) (status int, err error) {
 	s := newServer(cfg)
 	h := &http.Server{
@@ -174,14 +174,18 @@ func (s *server) finish(e end) {
 }
 
 func (s *server) agentLoop() end {
+	lost := end{reasonSpindown, exitLost, nil}
 	if err := s.sendJSON(frame.TypeHello, frame.Hello{Protocol: protocol, Runtime: s.cfg.Runtime}); err != nil {
-		return end{reasonSpindown, exitLost, err}
+		return lost
 	}
 	in := bufio.NewReader(s.cfg.Agent)
 	for {
 		t, body, err := frame.Read(in)
+		if errors.Is(err, frame.ErrTooLarge) {
+			return end{reasonFailure, exitLost, fmt.Errorf("read from the agent: %w", err)}
+		}
 		if err != nil {
-			return end{reasonSpindown, exitLost, fmt.Errorf("read from the agent: %w", err)}
+			return lost // as at every end of a sandbox whose log still takes what is said here
 		}
 		if t == frame.TypeShutdown {
 			return asked(body)

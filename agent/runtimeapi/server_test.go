@@ -19,7 +19,7 @@ func startGo(t *testing.T) *agent {
 	f := &function{}
 	a := newAgent(t, f.start)
 	t.Cleanup(func() {
-		if f.cmd == nil {
+		if f.cmd == nil || f.cmd.Process == nil {
 			return
 		}
 		f.cmd.Process.Kill()
@@ -119,8 +119,8 @@ func TestAgentLost(t *testing.T) {
 	next := a.later("GET", "invocation/next", nil, nil)
 	a.expect(frame.TypeReady)
 	a.conn.Close()
-	if status, err := a.end(); err == nil || status == 0 {
-		t.Errorf("Serve: status %d, %v although the agent is gone", status, err)
+	if status, err := a.end(); status != exitLost || err != nil {
+		t.Errorf("Serve: %d, %v", status, err)
 	}
 	if r := <-next; r.status == http.StatusOK {
 		t.Errorf("next: %+v", r)

@@ -21,7 +21,7 @@ const (
 	// maxWaiting is how many bytes may wait for a subscriber that is slow; what comes then is dropped, and counted.
 	maxWaiting = 4 << 20
 	// sendTimeout bounds one delivery.
-	sendTimeout = 5 * time.Second
+	sendTimeout = 30 * time.Second
 )
 
 // buffering is when a batch is sent: when it has so many items or bytes, or its first one is so old.
@@ -133,6 +133,7 @@ func (s *server) subscribe(w http.ResponseWriter, r *http.Request) {
 type subscriber struct {
 	types  []string
 	limits buffering
+	room   int // in bytes, for what waits
 	target string
 	client *http.Client
 	wake   chan struct{} // has a token when there is something new
@@ -149,7 +150,7 @@ type subscriber struct {
 
 func newSubscriber(types []string, limits buffering, target string) *subscriber {
 	return &subscriber{
-		types: types, limits: limits, target: target, wake: make(chan struct{}, 1), sending: make(chan struct{}, 1),
+		types: types, limits: limits, room: maxWaiting, target: target, wake: make(chan struct{}, 1), sending: make(chan struct{}, 1),
 		client: &http.Client{Timeout: sendTimeout, Transport: &http.Transport{MaxIdleConnsPerHost: 1}}, // no proxy leads to a sandbox
 	}
 }
@@ -161,7 +162,7 @@ func (s *subscriber) offer(category string, body []byte) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.size+len(body) > maxWaiting {
+	if s.size+len(body) > s.room {
 		s.dropped++
 		s.droppedBytes += len(body)
 		return

@@ -43,9 +43,9 @@ func TestExtensionsSeeInvocationsAndShutdown(t *testing.T) {
 	for _, pattern := range []string{
 		`EXTENSION\tName: one\tState: Ready\tEvents: \[INVOKE,SHUTDOWN\]`, `EXTENSION\tName: two\t`,
 		`one registered: 200 .*"functionName":"ext-good"`, `two registered: 200 .*"handler":"bootstrap"`,
-		`one saw INVOKE ` + first.GetRequestId() + `  (2\.\d+|3)s`, `two saw INVOKE ` + first.GetRequestId(),
+		`one saw INVOKE ` + first.GetRequestId() + `  \S+s`, `two saw INVOKE ` + first.GetRequestId(),
 		`one saw INVOKE ` + second.GetRequestId(), `two saw INVOKE ` + second.GetRequestId(),
-		`one saw SHUTDOWN  spindown (1\.[5-9]|2)`, `two saw SHUTDOWN  spindown`,
+		`one saw SHUTDOWN  spindown \S+s`, `two saw SHUTDOWN  spindown`,
 	} {
 		if matches(lines, pattern) != 1 {
 			t.Errorf("%q is not once in the log:\n%s", pattern, strings.Join(lines, "\n"))
@@ -59,14 +59,16 @@ func TestSlowExtensionDelaysNobodyButTheNextEvent(t *testing.T) {
 	shared.deploy(t, f)
 	first := shared.invoke(t, "ext-slow", `{"do":"last"}`)
 	second := shared.invoke(t, "ext-slow", `{"do":"last"}`)
-	if d := first.GetReport().GetDuration().AsDuration(); d > 400*time.Millisecond {
-		t.Errorf("the answer waited %s for the extension", d)
-	}
 	lines := logOf(t, shared, "ext-slow", "slow is done with "+second.GetRequestId())
-	done := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "slow is done with "+first.GetRequestId()) })
-	seen := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, "slow saw INVOKE "+second.GetRequestId()) })
-	if done < 0 || seen < done {
-		t.Errorf("the second event did not wait:\n%s", strings.Join(lines, "\n"))
+	var at []int
+	for _, want := range []string{
+		"REPORT RequestId: " + first.GetRequestId(), "slow is done with " + first.GetRequestId(),
+		"REPORT RequestId: " + second.GetRequestId(), "slow is done with " + second.GetRequestId(),
+	} {
+		at = append(at, slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, want) }))
+	}
+	if at[0] < 0 || !slices.IsSorted(at) {
+		t.Errorf("not in order, %v:\n%s", at, strings.Join(lines, "\n"))
 	}
 }
 
@@ -106,12 +108,8 @@ func TestExtensionsAreToldWhyItEnds(t *testing.T) {
 	for do, c := range map[string]struct{ errorType, reason string }{
 		"hang": {"Sandbox.Timedout", "timeout"}, "exit": {"Runtime.ExitError", "failure"},
 	} {
-		started := time.Now()
 		if e := shared.failure(t, "ext-why", `{"do":"`+do+`"}`); e.ErrorType != c.errorType {
 			t.Errorf("%s: %+v", do, e)
-		}
-		if took := time.Since(started); do == "exit" && took > 2*time.Second {
-			t.Errorf("the error took %s", took)
 		}
 		logOf(t, shared, "ext-why", "watching saw SHUTDOWN  "+c.reason)
 	}
@@ -121,12 +119,13 @@ func TestExtensionsAreToldWhyItEnds(t *testing.T) {
 func TestStubbornExtensionIsKilled(t *testing.T) {
 	shared.deploy(t, extended(t, "ext-stubborn", "stubborn"))
 	shared.invoke(t, "ext-stubborn", `{"do":"last"}`)
-	started := time.Now()
-	if e := shared.failure(t, "ext-stubborn", `{"do":"exit"}`); e.ErrorType != "Runtime.ExitError" || !strings.Contains(e.ErrorMessage, "exit status 4") {
+	e := shared.failure(t, "ext-stubborn", `{"do":"exit"}`)
+	if e.ErrorType != "Runtime.ExitError" || !strings.Contains(e.ErrorMessage, "exit status 4") {
 		t.Errorf("%+v", e)
 	}
-	if took := time.Since(started); took > 1500*time.Millisecond {
-		t.Errorf("the caller waited %s for the extension", took)
+	lines := logOf(t, shared, "ext-stubborn", "stubborn saw SHUTDOWN")
+	if waited := timeOf(t, lines, "Status: error").Sub(timeOf(t, lines, "stubborn saw SHUTDOWN")); waited > time.Second {
+		t.Errorf("the caller waited %s for the extension", waited)
 	}
 	if resp := shared.invoke(t, "ext-stubborn", `{"do":"last"}`); resp.GetFunctionError() != "" {
 		t.Errorf("the next invocation: %s", resp.GetPayload())
@@ -171,6 +170,22 @@ func TestTelemetry(t *testing.T) {
 			t.Errorf("%q is not once in the log:\n%s", pattern, strings.Join(lines, "\n"))
 		}
 	}
+}
+
+// timeOf is when the first line with a text was written.
+func timeOf(t testing.TB, lines []string, part string) time.Time {
+	t.Helper()
+	for _, l := range lines {
+		if stamp, rest, _ := strings.Cut(l, " "); strings.Contains(rest, part) {
+			at, err := time.Parse(time.RFC3339, stamp)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return at
+		}
+	}
+	t.Fatalf("no %q in the log:\n%s", part, strings.Join(lines, "\n"))
+	return time.Time{}
 }
 
 // replaceCode gives a function other code, so that its sandboxes end.

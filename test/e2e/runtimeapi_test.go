@@ -253,3 +253,18 @@ func logOf(t *testing.T, in *instance, name, await string) []string {
 	t.Fatalf("no %q in the log:\n%s", await, strings.Join(lines, "\n"))
 	return nil
 }
+
+// The end of a sandbox leaves nothing in the function's log.
+func TestEndOfACustomRuntimeIsSilent(t *testing.T) {
+	f := custom("rapi-silent", compile(t, "bootstrap"), "")
+	shared.deploy(t, f)
+	shared.invoke(t, f.name, `{"do":"last"}`)
+	shared.replaceCode(t, f)
+	resp := shared.invoke(t, f.name, `{"do":"last"}`)
+	lines := logOf(t, shared, f.name, "REPORT RequestId: "+resp.GetRequestId())
+	for _, l := range lines {
+		if !strings.Contains(l, "INIT_START") && !strings.Contains(l, "RequestId: ") {
+			t.Errorf("unexpected in the log: %s", l)
+		}
+	}
+}

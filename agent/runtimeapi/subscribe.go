@@ -155,9 +155,11 @@ func newSubscriber(types []string, limits buffering, target string) *subscriber 
 	}
 }
 
+func (s *subscriber) wants(category string) bool { return slices.Contains(s.types, category) }
+
 // offer takes an event, if the subscriber wants it and has room.
 func (s *subscriber) offer(category string, body []byte) {
-	if !slices.Contains(s.types, category) {
+	if !s.wants(category) {
 		return
 	}
 	s.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,8 +20,8 @@ const (
 )
 
 const (
-	// maxBacklog is how many events of the init are kept for subscriptions to come.
-	maxBacklog = 1000
+	// maxBacklog is how many bytes of the init's events are kept for subscriptions to come.
+	maxBacklog = 1 << 20
 	// flushLimit is how much of the shutdown phase may pass before the extensions are told of it.
 	flushLimit = 300 * time.Millisecond
 
@@ -41,6 +42,7 @@ type telemetry struct {
 	mu          sync.Mutex
 	closed      bool // no subscription comes any more
 	backlog     []telemetryEvent
+	kept        int // bytes in backlog
 	subscribers []*subscriber
 }
 
@@ -60,14 +62,18 @@ func (t *telemetry) emit(category, kind string, record any) {
 	if !t.active.Load() {
 		return
 	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed && !slices.ContainsFunc(t.subscribers, func(s *subscriber) bool { return s.wants(category) }) {
+		return
+	}
 	body, err := json.Marshal(map[string]any{"time": timestamp(time.Now()), "type": kind, "record": record})
 	if err != nil {
 		return // records are plain values
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.closed && len(t.backlog) < maxBacklog {
+	if !t.closed && t.kept+len(body) <= maxBacklog {
 		t.backlog = append(t.backlog, telemetryEvent{category, body})
+		t.kept += len(body)
 	}
 	for _, s := range t.subscribers {
 		s.offer(category, body)

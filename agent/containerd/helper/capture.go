@@ -87,18 +87,20 @@ func (c *capture) pass(fd int) (empty, over bool) {
 	return false, false
 }
 
+// split gives the lines of b to take, and keeps what has no end yet.
 func (c *capture) split(b []byte) {
-	c.partial = append(c.partial, b...)
-	for {
-		i := bytes.IndexByte(c.partial, '\n')
-		if i < 0 && len(c.partial) < maxCaptured {
-			return
+	for len(b) > 0 {
+		n := bytes.IndexByte(b, '\n') + 1
+		if n == 0 {
+			n = len(b)
 		}
-		if i < 0 {
-			i = len(c.partial) - 1
+		n = min(n, maxCaptured-len(c.partial))
+		c.partial = append(c.partial, b[:n]...)
+		if len(c.partial) == maxCaptured || c.partial[len(c.partial)-1] == '\n' {
+			c.take(c.partial)
+			c.partial = c.partial[:0]
 		}
-		c.take(c.partial[:i+1])
-		c.partial = append(c.partial[:0], c.partial[i+1:]...)
+		b = b[n:]
 	}
 }
 

@@ -89,8 +89,8 @@ type Config struct {
 
 	// CreateTimeout is how long a sandbox may take from nothing to its bootstrap's Hello; 0: 30 s.
 	CreateTimeout time.Duration
-	// InitTimeout is the limit of a function's init; 0: 10 s. Init that exceeds it runs once more in a new
-	// container, with the function's own timeout as limit, as in Lambda.
+	// InitTimeout is the limit of a function's init; 0: 10 s. Init that exceeds it, or crashes, runs once more in
+	// a new container, with the function's own timeout as limit, as in Lambda.
 	InitTimeout time.Duration
 	// ExitGrace is how long the exit status is awaited after a bootstrap has hung up; 0: 2 s.
 	ExitGrace time.Duration

@@ -75,6 +75,10 @@ func TestInitFailures(t *testing.T) {
 			if inits.Load() == 1 {
 				<-p.Context.Done()
 			}
+		case "crashes once":
+			if inits.Load() == 1 {
+				p.Exit(2, false)
+			}
 		}
 		return nil
 	}}
@@ -94,19 +98,21 @@ func TestInitFailures(t *testing.T) {
 			if tail := string(resp.GetLogTail()); !strings.HasPrefix(tail, "INIT_START Runtime Version: fake 1.2") || !strings.Contains(tail, "importing\n") || !strings.Contains(tail, "INIT_REPORT") {
 				t.Fatalf("tail %q", tail)
 			}
-			if want := map[bool]int32{true: 2, false: 1}[handler == "slow"]; inits.Load() != want {
+			if want := map[bool]int32{true: 1, false: 2}[handler == "missing"]; inits.Load() != want {
 				t.Fatalf("%d inits, want %d", inits.Load(), want)
 			}
 			n.gone(id)
 		})
 	}
-	t.Run("slow once", func(t *testing.T) {
-		inits.Store(0)
-		id := n.create(func(s *agentv1.SandboxSpec) { s.Handler = "slow once" })
-		if resp, err := n.call(id, "1"); err != nil || string(resp.GetPayload()) != "1" {
-			t.Fatalf("%v, %v", resp, err)
-		}
-	})
+	for _, handler := range []string{"slow once", "crashes once"} {
+		t.Run(handler, func(t *testing.T) {
+			inits.Store(0)
+			id := n.create(func(s *agentv1.SandboxSpec) { s.Handler = handler })
+			if resp, err := n.call(id, "1"); err != nil || string(resp.GetPayload()) != "1" {
+				t.Fatalf("%v, %v", resp, err)
+			}
+		})
+	}
 }
 
 func TestCreateErrors(t *testing.T) {

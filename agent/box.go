@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/mayfly-faas/mayfly/agent/code"
+	"github.com/mayfly-faas/mayfly/agent/frame"
 	"github.com/mayfly-faas/mayfly/agent/logs"
 	"github.com/mayfly-faas/mayfly/agent/sandbox"
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
@@ -69,10 +71,12 @@ type attempt struct {
 	listener *net.UnixListener
 	link     *link
 	started  time.Time // when PID 1 ran
-	exit     sandbox.Exit
-	exited   chan struct{} // closed when exit is known
-	ended    chan struct{} // closed by interrupt
-	endOnce  sync.Once
+	// shutdownTime is how long the bootstrap may take after a Shutdown; 0: it is killed at once.
+	shutdownTime time.Duration
+	exit         sandbox.Exit
+	exited       chan struct{} // closed when exit is known
+	ended        chan struct{} // closed by interrupt
+	endOnce      sync.Once
 }
 
 // step takes an event, and performs what follows. It returns the machine after it.
@@ -116,7 +120,9 @@ func (b *box) performOne(m sandbox.Machine, f sandbox.Effects) {
 	case sandbox.EffectLoad:
 		tasks.Go(func() { b.load(m) })
 	case sandbox.EffectInterrupt:
-		b.interrupt()
+		b.interrupt(m)
+	case sandbox.EffectInitAgain:
+		b.logs.Notice(initReport(m.Init, b.initLimit(m), m.Attempt))
 	case sandbox.EffectClaimed:
 		b.endClaim(m)
 	case sandbox.EffectReport:
@@ -296,13 +302,16 @@ func (b *box) load(m sandbox.Machine) {
 		limit = b.spec.GetTimeout().AsDuration()
 	}
 	ok, body, err := att.link.load(b.loadFrame(), time.Now().Add(limit))
+	exit, exited := errors.AsType[*exitError](err)
 	switch {
+	case exited:
+		b.functionExited(att, exit.Status)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		b.step(sandbox.Event{Kind: sandbox.EventTimeout, Epoch: m.Epoch})
 	case err != nil:
 		b.disconnected(att)
 	case ok:
-		b.ready(att)
+		b.ready(att, body)
 	default:
 		b.mu.Lock()
 		b.initBody = body
@@ -311,9 +320,14 @@ func (b *box) load(m sandbox.Machine) {
 	}
 }
 
-func (b *box) ready(att *attempt) {
+func (b *box) ready(att *attempt, body []byte) {
+	var ready frame.Ready
+	if len(body) > 0 {
+		_ = json.Unmarshal(body, &ready) // without a time it is killed at once
+	}
 	b.mu.Lock()
 	b.initTook = time.Since(att.started)
+	att.shutdownTime = min(time.Duration(ready.ShutdownMS)*time.Millisecond, maxShutdown)
 	b.mu.Unlock()
 	b.sample()
 	b.logs.EndInit("")
@@ -326,7 +340,7 @@ func (b *box) endClaim(m sandbox.Machine) {
 	if m.Init == sandbox.OutcomeOK {
 		b.group.wait(b)
 	} else {
-		tail := b.logs.EndInit(initReport(m.Init, b.initLimit(m)))
+		tail := b.logs.EndInit(initReport(m.Init, b.initLimit(m), m.Attempt))
 		b.mu.Lock()
 		b.initTail = tail
 		b.mu.Unlock()
@@ -341,29 +355,8 @@ func (b *box) initLimit(m sandbox.Machine) time.Duration {
 	return b.agent.cfg.InitTimeout
 }
 
-// interrupt stops Create and whoever waits on the connection.
-func (b *box) interrupt() {
-	b.mu.Lock()
-	att := b.attempt
-	var l *link
-	if att != nil {
-		l = att.link
-	}
-	b.mu.Unlock()
-	if att == nil {
-		return
-	}
-	att.cancel()
-	att.endOnce.Do(func() { close(att.ended) })
-	if att.listener != nil {
-		_ = att.listener.Close()
-	}
-	if l != nil {
-		l.close()
-	}
-}
-
 func (b *box) destroy(m sandbox.Machine) {
+	b.awaitShutdown()
 	ctx, cancel := context.WithTimeout(b.agent.life, destroyTimeout)
 	defer cancel()
 	kind := sandbox.EventDestroyed

@@ -74,15 +74,22 @@ func (f failure) logLine(requestID string) string {
 	return "RequestId: " + requestID + " Error: " + f.message + " (" + f.kind + ")"
 }
 
-// initReport is the line that ends the log of an init that failed.
-func initReport(o sandbox.Outcome, limit time.Duration) string {
+// initReport is the line that ends the log of an attempt at init that failed. The second one belongs, as in Lambda, to the
+// phase of the invocation.
+func initReport(o sandbox.Outcome, limit time.Duration, attempt uint8) string {
+	phase := "init"
+	if attempt > 1 {
+		phase = "invoke"
+	}
 	switch o {
 	case sandbox.OutcomeTimeout:
-		return fmt.Sprintf("INIT_REPORT Init Duration: %.2f ms\tPhase: init\tStatus: timeout", float64(limit)/float64(time.Millisecond))
+		return fmt.Sprintf("INIT_REPORT Init Duration: %.2f ms\tPhase: %s\tStatus: timeout", float64(limit)/float64(time.Millisecond), phase)
 	case sandbox.OutcomeOutOfMemory:
-		return "INIT_REPORT Phase: init\tStatus: error\tError Type: " + errorOutOfMemory
+		return "INIT_REPORT Phase: " + phase + "\tStatus: error\tError Type: " + errorOutOfMemory
+	case sandbox.OutcomeExit:
+		return "INIT_REPORT Phase: " + phase + "\tStatus: error\tError Type: " + errorExit
 	}
-	return "INIT_REPORT Phase: init\tStatus: error"
+	return "INIT_REPORT Phase: " + phase + "\tStatus: error"
 }
 
 func responseTooLarge() []byte {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -153,6 +154,8 @@ func (i *invocation) read() error {
 				return nil
 			}
 			return i.takeError(n)
+		case frame.TypeExit:
+			return i.takeExit(n)
 		default:
 			return errProtocol
 		}
@@ -179,6 +182,18 @@ func (i *invocation) takeError(n int64) error {
 		i.payload, i.errorType = functionError(i.payload, i.request.GetRequestId())
 	}
 	return nil
+}
+
+// takeExit returns an exitError.
+func (i *invocation) takeExit(n int64) error {
+	if n > maxResponse {
+		return errProtocol
+	}
+	body, err := i.link.body(n)
+	if err != nil {
+		return err
+	}
+	return readExit(body)
 }
 
 // takeChunk passes a part of a streamed answer on, or buffers it. A caller who takes no more loses the rest.
@@ -263,9 +278,12 @@ func (i *invocation) response(took time.Duration, report logs.Report) *agentv1.I
 // broken ends an invocation that has no answer; the sandbox ends with it.
 func (i *invocation) broken(sent bool, err error) (*agentv1.InvokeResponse, error) {
 	b := i.box
+	exit, exited := errors.AsType[*exitError](err)
 	switch {
 	case !sent:
 		b.step(sandbox.Event{Kind: sandbox.EventSendFailed, Attempt: i.attempt.number})
+	case exited:
+		b.functionExited(i.attempt, exit.Status)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		b.step(sandbox.Event{Kind: sandbox.EventTimeout, Epoch: i.epoch})
 	case errors.Is(err, errProtocol):
@@ -282,7 +300,9 @@ func (i *invocation) broken(sent bool, err error) (*agentv1.InvokeResponse, erro
 		b.agent.metrics.notSent.Inc()
 		return nil, sandboxGone(i.request, "its process has gone")
 	case errors.Is(err, errProtocol):
-		return i.failed(took, failure{errorExit, "Runtime exited without providing a reason", "error"}), nil
+		return i.failed(took, failure{errorExit, "Runtime exited without providing a reason", statusError}), nil
+	case exited && exit.Exit.Error != nil:
+		return i.failed(took, failure{exit.Exit.Error.Type, strings.TrimPrefix(exit.Exit.Error.Message, "Error: "), statusError}), nil
 	case m.Last == sandbox.OutcomeLost:
 		b.logs.End(logs.Report{Duration: took, MemoryMB: b.memoryLimit, Status: "error"})
 		b.agent.metrics.lost.Inc()

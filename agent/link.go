@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,8 @@ import (
 
 const (
 	frameHeader = 5
+	// farewell is how long a bootstrap may take to read that it is to shut down.
+	farewell = 100 * time.Millisecond
 	// Up to this size an event is copied behind its header, which is cheaper than a vector of two.
 	copyLimit = 16 << 10
 	// Larger events may not fit the socket's buffer: sending them needs a deadline.
@@ -25,6 +28,19 @@ const (
 )
 
 var errProtocol = errors.New("the runtime broke the frame protocol")
+
+// exitError tells that the function's process has ended while process 1 has not yet.
+type exitError struct{ frame.Exit }
+
+func (e *exitError) Error() string { return fmt.Sprintf("the function ended with status %d", e.Status) }
+
+func readExit(body []byte) error {
+	e := &exitError{}
+	if err := json.Unmarshal(body, &e.Exit); err != nil {
+		return fmt.Errorf("%w: %w", errProtocol, err)
+	}
+	return e
+}
 
 // link is the connection with a bootstrap. One goroutine uses it at a time; close may come from any.
 type link struct {
@@ -62,7 +78,15 @@ func newLink(conn *net.UnixConn, limit time.Time) (*link, error) {
 
 func (l *link) close() { _ = l.conn.Close() }
 
-// load sends a Load frame and waits for its answer: Ready, or the body of InitError.
+// shutdown asks the bootstrap to end, and ends whoever waits for an answer.
+func (l *link) shutdown(reason string) {
+	body, _ := json.Marshal(frame.Shutdown{Reason: reason}) // a plain struct
+	_ = l.conn.SetWriteDeadline(time.Now().Add(farewell))
+	_, _ = l.conn.Write(frame.Append(nil, frame.TypeShutdown, body)) // it is killed in a moment in any case
+	_ = l.conn.CloseRead()
+}
+
+// load sends a Load frame and waits for its answer: the body of Ready or InitError, or an exitError.
 func (l *link) load(loadFrame []byte, limit time.Time) (ready bool, body []byte, err error) {
 	if err := l.conn.SetDeadline(limit); err != nil {
 		return false, nil, err
@@ -74,10 +98,13 @@ func (l *link) load(loadFrame []byte, limit time.Time) (ready bool, body []byte,
 	if err != nil {
 		return false, nil, err
 	}
-	if t != frame.TypeReady && t != frame.TypeInitError {
-		return false, nil, fmt.Errorf("%w: Load was answered by type %d", errProtocol, t)
+	switch t {
+	case frame.TypeReady, frame.TypeInitError:
+		return t == frame.TypeReady, body, l.conn.SetDeadline(time.Time{})
+	case frame.TypeExit:
+		return false, nil, readExit(body)
 	}
-	return t == frame.TypeReady, body, l.conn.SetDeadline(time.Time{})
+	return false, nil, fmt.Errorf("%w: Load was answered by type %d", errProtocol, t)
 }
 
 // quiet tells whether the bootstrap is there and has sent nothing unasked: then what is read next answers what is sent next.

@@ -148,6 +148,7 @@ func (r *Runtime) lay(c sandbox.Config, p *pair) (l layout, err error) {
 		return l, err
 	}
 	l = layout{
+		hosts:  hostsFile(r.cfg),
 		helper: r.helper, task: taskDir(dir), tmp: tmpDir(dir), userNS: path(p.user), networkNS: path(p.network), uid: p.uid,
 		cgroup: r.cgroups.path(c.ID), limitSwap: r.cgroups.swap,
 	}

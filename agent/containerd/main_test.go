@@ -75,6 +75,9 @@ func (h *host) build() error {
 			return err
 		}
 	}
+	if err := os.WriteFile(filepath.Join(h.rootfs, "etc/hosts"), nil, 0o644); err != nil { // as images have
+		return err
+	}
 	for pkg, out := range map[string]string{
 		"./testdata/probe": filepath.Join(h.rootfs, "bin/probe"), "./helper": h.helper, "./testdata/function": filepath.Join(h.code, "bootstrap"),
 	} {

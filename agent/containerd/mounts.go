@@ -4,10 +4,24 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// hosts are the names that every sandbox knows; Lambda's extensions listen at sandbox.localdomain.
+const hosts = "127.0.0.1\tlocalhost\n127.0.0.1\tsandbox.localdomain sandbox\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+func hostsFile(cfg Config) string { return filepath.Join(cfg.StateDir, "hosts") }
+
+// writeHosts leaves the file in its place: sandboxes that live have it mounted.
+func writeHosts(path string) error {
+	if err := os.WriteFile(path, []byte(hosts), 0o644); err != nil {
+		return fmt.Errorf("write the sandboxes' hosts: %w", err)
+	}
+	return os.Chmod(path, 0o644) // whatever the umask
+}
 
 // makeShared makes dir a mount of its own that passes later mounts on to the sandboxes. One that is shared already stays
 // as it is: sandboxes that live follow that very mount.

@@ -134,6 +134,9 @@ func (r *Runtime) prepareDirs(context.Context) error {
 	if err := r.takeLock(); err != nil {
 		return err
 	}
+	if err := writeHosts(hostsFile(r.cfg)); err != nil {
+		return err
+	}
 	return makeShared(r.shared)
 }
 

@@ -29,6 +29,7 @@ const (
 // layout is where the parts of a sandbox are on the host.
 type layout struct {
 	helper, task, tmp  string
+	hosts              string
 	userNS, networkNS  string
 	uid                uint32
 	cgroup             string
@@ -95,6 +96,7 @@ func mounts(c sandbox.Config, l layout) []specs.Mount {
 		tmpfs("/dev/shm", sharedTmpfs, "noexec", "nodev"),
 		tmpfs("/run", smallTmpfs, "noexec", "nodev"),
 		bind(c.SocketDir, socketDir, "ro", "noexec"),
+		bind(l.hosts, "/etc/hosts", "ro", "noexec"),
 		bind(l.helper, helperDir, append(l.helpOpts, "ro")...),
 		// rslave: what the host mounts there later appears inside.
 		bind(l.task, codeDir, append(l.taskOpts, "ro", "rslave")...),

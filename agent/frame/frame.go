@@ -8,8 +8,9 @@
 //
 //	runtime → agent
 //	  Hello       JSON Hello; first, once
-//	  Ready       empty: the function's init ended well
+//	  Ready       empty, or JSON Ready: the function's init ended well
 //	  InitError   JSON Error: the function's init failed; the runtime exits next
+//	  Exit        JSON Exit: the function's process ended unasked and gives no answer; process 1 exits once its extensions have
 //	  Result      the answer, bytes
 //	  Error       JSON Error: the handler failed
 //	  StreamBegin JSON StreamBegin: a streamed answer follows
@@ -43,6 +44,7 @@ const (
 	TypeStreamBegin Type = 6
 	TypeStream      Type = 7
 	TypeStreamEnd   Type = 8
+	TypeExit        Type = 9
 
 	TypeLoad     Type = 16
 	TypeInvoke   Type = 17
@@ -89,6 +91,19 @@ type Error struct {
 	Type       string   `json:"errorType"`
 	Message    string   `json:"errorMessage"`
 	StackTrace []string `json:"stackTrace,omitempty"`
+}
+
+// Ready goes with an init that ended well.
+type Ready struct {
+	// ShutdownMS is how long the runtime and its extensions may take after a Shutdown, in milliseconds.
+	ShutdownMS int `json:"shutdown_ms,omitempty"`
+}
+
+// Exit is the end of the function's process, told before process 1 follows.
+type Exit struct {
+	Status int `json:"status"` // 128 + signal for a signal
+	// Error is what the caller gets if something else than the function ended it.
+	Error *Error `json:"error,omitempty"`
 }
 
 // StreamBegin starts a streamed answer.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/mayfly-faas/mayfly/agent/frame"
 )
@@ -15,6 +16,7 @@ const (
 	modeHeader      = "Lambda-Runtime-Function-Response-Mode"
 	errorTypeHeader = "Lambda-Runtime-Function-Error-Type"
 	errorBodyHeader = "Lambda-Runtime-Function-Error-Body"
+	modeStreaming   = "streaming"
 
 	// maxDrain is how much of a refused body is read so that its sender sees the refusal and not a broken connection.
 	maxDrain = 64 << 20
@@ -23,12 +25,17 @@ const (
 )
 
 func (s *server) response(w http.ResponseWriter, r *http.Request) {
-	meta, ok := s.startAnswer(w, r.PathValue("id"))
+	mode := r.Header.Get(modeHeader)
+	if mode != "" && !strings.EqualFold(mode, modeStreaming) {
+		refuse(w, http.StatusBadRequest, "InvalidFunctionResponseMode", "Invalid function response mode")
+		return
+	}
+	meta, ok := s.startAnswer(w, r.PathValue("id"), responding)
 	if !ok {
 		return
 	}
 	defer s.endAnswer()
-	if r.Header.Get(modeHeader) == "streaming" && meta.Stream {
+	if mode != "" && meta.Stream {
 		s.stream(w, r)
 		return
 	}
@@ -45,20 +52,37 @@ func (s *server) buffered(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if failure := trailerError(r.Trailer); failure != nil {
-		s.reply(w, s.sendJSON(frame.TypeError, failure))
+		s.reply(w, s.answer(frame.TypeError, failure, len(body)))
 		return
 	}
-	s.reply(w, s.send(frame.TypeResult, body))
+	s.reply(w, s.answer(frame.TypeResult, body, len(body)))
+}
+
+// answer sends the end of an answer of so many bytes, or its error, after what the function wrote before it.
+func (s *server) answer(t frame.Type, body []byte, produced int) error {
+	errorType := ""
+	if t == frame.TypeError || (t == frame.TypeStreamEnd && len(body) > 0) {
+		errorType = errorTypeOf(body)
+	}
+	s.mu.Lock()
+	s.measured.end(produced, errorType)
+	p := s.process
+	s.mu.Unlock()
+	if p != nil {
+		p.Flush()
+	}
+	return s.send(t, body)
 }
 
 // failAnswer ends an invocation whose answer can't be used.
 func (s *server) failAnswer(tooLarge bool, err error) {
-	failure := frame.Error{Type: "Function.ResponseSizeTooLarge", Message: fmt.Sprintf(
-		"Response payload size exceeded maximum allowed payload size (%d bytes).", MaxPayload)}
-	if !tooLarge {
-		failure = truncated(err)
+	failure := truncated(err)
+	if tooLarge {
+		failure = frame.Error{Type: "Function.ResponseSizeTooLarge", Message: fmt.Sprintf(
+			"Response payload size exceeded maximum allowed payload size (%d bytes).", MaxPayload)}
 	}
-	_ = s.sendJSON(frame.TypeError, failure) // without an agent the sandbox ends
+	body, _ := json.Marshal(failure)                // a plain struct
+	_ = s.answer(frame.TypeError, body, MaxPayload) // without an agent the sandbox ends
 }
 
 func truncated(err error) frame.Error {
@@ -70,39 +94,38 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request) {
 		s.reply(w, err)
 		return
 	}
-	if err := s.copyChunks(r.Body); err != nil {
-		_ = s.sendJSON(frame.TypeStreamEnd, truncated(err)) // without an agent the sandbox ends
+	produced, err := s.copyChunks(r.Body)
+	if err != nil {
+		body, _ := json.Marshal(truncated(err))           // a plain struct
+		_ = s.answer(frame.TypeStreamEnd, body, produced) // without an agent the sandbox ends
 		refuseBody(w, false, err)
 		return
 	}
-	if failure := trailerError(r.Trailer); failure != nil {
-		s.reply(w, s.sendJSON(frame.TypeStreamEnd, failure))
-		return
-	}
-	s.reply(w, s.send(frame.TypeStreamEnd, nil))
+	s.reply(w, s.answer(frame.TypeStreamEnd, trailerError(r.Trailer), produced))
 }
 
-// copyChunks sends on what is there as soon as it is there.
-func (s *server) copyChunks(body io.Reader) error {
+// copyChunks sends on what is there as soon as it is there, and counts the bytes.
+func (s *server) copyChunks(body io.Reader) (total int, err error) {
 	buf := make([]byte, maxChunk)
 	for {
 		n, err := body.Read(buf)
+		total += n
 		if n > 0 {
 			if err := s.send(frame.TypeStream, buf[:n]); err != nil {
-				return err
+				return total, err
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			return nil
+			return total, nil
 		}
 		if err != nil {
-			return err
+			return total, err
 		}
 	}
 }
 
 func (s *server) invocationError(w http.ResponseWriter, r *http.Request) {
-	if _, ok := s.startAnswer(w, r.PathValue("id")); !ok {
+	if _, ok := s.startAnswer(w, r.PathValue("id"), errorResponding); !ok {
 		return
 	}
 	defer s.endAnswer()
@@ -112,7 +135,7 @@ func (s *server) invocationError(w http.ResponseWriter, r *http.Request) {
 		refuseBody(w, tooLarge, err)
 		return
 	}
-	s.reply(w, s.sendJSON(frame.TypeError, decodeError(body, r.Header.Get(errorTypeHeader))))
+	s.reply(w, s.answer(frame.TypeError, errorBody(body, r.Header.Get(errorTypeHeader)), len(body)))
 }
 
 func readBody(r *http.Request) (body []byte, tooLarge bool, err error) {
@@ -136,11 +159,11 @@ func refuseBody(w http.ResponseWriter, tooLarge bool, err error) {
 			fmt.Sprintf("Exceeded maximum allowed payload size (%d bytes).", MaxPayload))
 		return
 	}
-	refuse(w, http.StatusBadRequest, "InvalidRequest", fmt.Sprintf("the body could not be read: %v", err))
+	refuse(w, http.StatusBadRequest, "TruncatedHTTPRequest", fmt.Sprintf("HTTP request detected as truncated: %v", err))
 }
 
 // trailerError is the error that a runtime found after it had begun to answer, or nil.
-func trailerError(trailer http.Header) *frame.Error {
+func trailerError(trailer http.Header) []byte {
 	kind, encoded := trailer.Get(errorTypeHeader), trailer.Get(errorBodyHeader)
 	if kind == "" && encoded == "" {
 		return nil
@@ -149,47 +172,25 @@ func trailerError(trailer http.Header) *frame.Error {
 	if err != nil {
 		body = []byte(encoded)
 	}
-	e := decodeError(body, kind)
-	return &e
+	return errorBody(body, kind)
 }
 
-// decodeError reads what runtimes send as an error: Python and Ruby a list of strings as stackTrace, Go a list of
-// objects, Node a list of strings as trace. What is no JSON becomes the message.
-func decodeError(body []byte, kind string) frame.Error {
-	var in struct {
-		Type       string            `json:"errorType"`
-		Message    string            `json:"errorMessage"`
-		StackTrace []json.RawMessage `json:"stackTrace"`
-		Trace      []json.RawMessage `json:"trace"`
+// errorBody is what the caller gets for a runtime's error: the runtime's own JSON, whose shape differs from language to
+// language, with the type that its header names if it has none itself. What is no JSON object becomes the message.
+func errorBody(body []byte, kind string) []byte {
+	if kind == "" {
+		kind = "Runtime.Unknown"
 	}
-	if err := json.Unmarshal(body, &in); err != nil {
-		in.Message = string(body)
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(body, &fields) != nil || fields == nil {
+		out, _ := json.Marshal(frame.Error{Type: kind, Message: string(body)}) // a plain struct
+		return out
 	}
-	out := frame.Error{Type: in.Type, Message: in.Message}
-	if out.Type == "" {
-		out.Type = kind
+	var known string
+	if json.Unmarshal(fields["errorType"], &known) == nil && known != "" {
+		return body
 	}
-	if out.Type == "" {
-		out.Type = "Runtime.Unknown"
-	}
-	for _, f := range append(in.StackTrace, in.Trace...) {
-		out.StackTrace = append(out.StackTrace, traceLine(f))
-	}
+	fields["errorType"], _ = json.Marshal(kind) // a string
+	out, _ := json.Marshal(fields)              // was JSON before
 	return out
-}
-
-func traceLine(raw json.RawMessage) string {
-	var line string
-	if json.Unmarshal(raw, &line) == nil {
-		return line
-	}
-	var at struct {
-		Path  string `json:"path"`
-		Line  int    `json:"line"`
-		Label string `json:"label"`
-	}
-	if json.Unmarshal(raw, &at) == nil && at.Path != "" {
-		return fmt.Sprintf("%s:%d %s", at.Path, at.Line, at.Label)
-	}
-	return string(raw)
 }

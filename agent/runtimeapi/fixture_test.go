@@ -12,7 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync/atomic"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +33,8 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(m.Run())
 }
+
+const runtimeAPI = "/2018-06-01/runtime/"
 
 type answer struct {
 	Echo     string `json:"echo"`
@@ -81,28 +84,80 @@ type agent struct {
 	t    *testing.T
 	conn net.Conn
 	url  string
-	ends chan error // what Serve returned, once
+	ends chan end // what Serve returned, once
 	env  chan []string
-
-	stopped atomic.Bool
+	log  logLines
+	// function is the process of the function, in whose place the test speaks.
+	function *fakeProcess
 }
 
-func newAgent(t *testing.T, start func(env []string) error) *agent {
+// fakeProcess is a process that lives in the test only: a signal ends it, unless it is deaf.
+type fakeProcess struct {
+	once   sync.Once
+	ended  chan struct{}
+	status int
+	deaf   bool
+}
+
+func newFakeProcess() *fakeProcess { return &fakeProcess{ended: make(chan struct{})} }
+
+func (p *fakeProcess) Ended() <-chan struct{} { return p.ended }
+func (p *fakeProcess) Status() int            { return p.status }
+func (p *fakeProcess) Flush()                 {}
+
+func (p *fakeProcess) Signal(s syscall.Signal) {
+	if !p.deaf || s == syscall.SIGKILL {
+		p.exit(128 + int(s))
+	}
+}
+
+func (p *fakeProcess) exit(status int) {
+	p.once.Do(func() {
+		p.status = status
+		close(p.ended)
+	})
+}
+
+// logLines is a log that can be read while it is written.
+type logLines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// newAgent serves a function that start starts; nil: the test speaks in its place.
+func newAgent(t *testing.T, start func(env []string) error, external ...Extension) *agent {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{t: t, conn: ours, url: "http://" + l.Addr().String() + "/2018-06-01/runtime/", ends: make(chan error, 1), env: make(chan []string, 1)}
+	a := &agent{t: t, conn: ours, url: "http://" + l.Addr().String() + runtimeAPI, ends: make(chan end, 1), env: make(chan []string, 1), function: newFakeProcess()}
 	go func() {
-		a.ends <- Serve(Config{Agent: theirs, Listener: l, Runtime: "provided", Start: func(env []string) error {
-			a.env <- env
-			if start == nil {
-				return nil
-			}
-			return start(env)
-		}, Stop: func() { a.stopped.Store(true) }})
+		status, err := Serve(Config{
+			Agent: theirs, Listener: l, Runtime: "provided", Log: &a.log,
+			Extensions: func() ([]Extension, error) { return external, nil },
+			Start: func(env []string, _ func([]byte)) (Process, error) {
+				a.env <- env
+				if start == nil {
+					return a.function, nil
+				}
+				return a.function, start(env)
+			},
+		})
+		a.ends <- end{status: status, err: err}
 	}()
 	t.Cleanup(func() { ours.Close() })
 	var hello frame.Hello
@@ -167,14 +222,15 @@ func (a *agent) expectJSON(want frame.Type, v any) {
 	}
 }
 
-func (a *agent) end() error {
+// end waits until Serve returns.
+func (a *agent) end() (status int, err error) {
 	a.t.Helper()
 	select {
-	case err := <-a.ends:
-		return err
+	case e := <-a.ends:
+		return e.status, e.err
 	case <-time.After(time.Minute):
 		a.t.Fatal("Serve did not return")
-		return nil
+		return 0, nil
 	}
 }
 
@@ -195,7 +251,11 @@ func (a *agent) call(method, path string, header http.Header, body io.Reader) re
 }
 
 func (a *agent) try(method, path string, header http.Header, body io.Reader) (reply, error) {
-	req, err := http.NewRequestWithContext(a.t.Context(), method, a.url+path, body)
+	target := a.url + path
+	if strings.HasPrefix(path, "/") {
+		target = strings.TrimSuffix(a.url, runtimeAPI) + path
+	}
+	req, err := http.NewRequestWithContext(a.t.Context(), method, target, body)
 	if err != nil {
 		return reply{}, err
 	}

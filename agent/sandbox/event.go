@@ -3,7 +3,7 @@ package sandbox
 // State is where a sandbox is in its life.
 type State uint8
 
-// States, in the usual order. A sandbox whose init ran out of time goes from Destroying back to Creating, once.
+// States, in the usual order. A sandbox whose init crashed or ran out of time goes from Destroying back to Creating, once.
 const (
 	StateCreating   State = iota + 1 // the runtime makes it; ends when PID 1 runs and the bootstrap said Hello
 	StateGeneric                     // waits to be claimed for a function
@@ -72,6 +72,7 @@ const (
 	EffectSend                             // send the event: Answer, SendFailed, Disconnect or Timeout
 	EffectAwaitExit                        // wait shortly for the exit status: Exit or Timeout
 	EffectInterrupt                        // stop Create and close the connection
+	EffectInitAgain                        // the init crashed or took too long, Machine.Init says which; it is tried once more
 	EffectClaimed                          // the claim has ended: Machine.Init
 	EffectOutcome                          // the invocation has ended: Machine.Last
 	EffectReport                           // tell the control plane that the sandbox serves no more

@@ -9,11 +9,11 @@ type Machine struct {
 	// Epoch counts the waits.
 	Epoch uint32
 	// Attempt counts the containers made for this sandbox, from 1. There is a second one when the first
-	// one's init ran out of time.
+	// one's init crashed or ran out of time.
 	Attempt uint8
 	// Grant is the highest seen.
 	Grant Grant
-	// Init is how the claim ended, Last how the last invocation did.
+	// Init is how the claim ended, or its first attempt if there is a second; Last is how the last invocation did.
 	Init, Last Outcome
 	// Exit is how PID 1 ended, if it did so unasked.
 	Exit Exit
@@ -212,10 +212,24 @@ func (m *Machine) exit(x Exit) Effects {
 		return 0
 	}
 	m.Exit = x
+	outcome := OutcomeExit
 	if x.OOMKilled {
-		return m.end(OutcomeOutOfMemory)
+		outcome = OutcomeOutOfMemory
 	}
-	return m.end(OutcomeExit)
+	if m.State == StateLoading {
+		return m.initBroke(outcome)
+	}
+	return m.end(outcome)
+}
+
+// initBroke tries an init that ended without a word once more, in a new container.
+func (m *Machine) initBroke(o Outcome) Effects {
+	if m.Attempt >= maxAttempts {
+		return m.end(o)
+	}
+	m.Init, m.again = o, true
+	m.enter(StateDestroying)
+	return EffectInterrupt | EffectInitAgain | EffectDestroy
 }
 
 // disconnect waits for the exit status if somebody wants to know it.
@@ -241,10 +255,8 @@ func (m *Machine) timeout() Effects {
 		m.Exit = Exit{Code: ExitUnknown}
 		return m.end(OutcomeExit)
 	}
-	if m.State == StateLoading && m.Attempt < maxAttempts {
-		m.again = true
-		m.enter(StateDestroying)
-		return EffectInterrupt | EffectDestroy
+	if m.State == StateLoading {
+		return m.initBroke(OutcomeTimeout)
 	}
 	return m.end(OutcomeTimeout)
 }

@@ -68,12 +68,19 @@ func TestGenericIsClaimedLater(t *testing.T) {
 	}
 }
 
-func TestInitTimeoutIsRetriedOnce(t *testing.T) {
+func TestInitIsRetriedOnce(t *testing.T) {
+	for kind, outcome := range map[EventKind]Outcome{EventTimeout: OutcomeTimeout, EventExit: OutcomeExit} {
+		t.Run(fmt.Sprint(outcome), func(t *testing.T) { retriedOnce(t, kind, outcome) })
+	}
+}
+
+func retriedOnce(t *testing.T, kind EventKind, outcome Outcome) {
+	t.Helper()
 	m, _ := NewMachine(true)
 	m, _ = run(m, EventClaim, EventCreated, EventHello)
-	m, e := run(m, EventTimeout)
-	if e != EffectInterrupt|EffectDestroy || m.State != StateDestroying {
-		t.Fatalf("%v %b", m.State, e)
+	m, e := run(m, kind)
+	if e != EffectInterrupt|EffectInitAgain|EffectDestroy || m.State != StateDestroying || m.Init != outcome {
+		t.Fatalf("%v %b, init %d", m.State, e, m.Init)
 	}
 	m, e = run(m, EventDestroyed)
 	if e != EffectCreate || m.State != StateCreating || m.Attempt != 2 {
@@ -83,9 +90,17 @@ func TestInitTimeoutIsRetriedOnce(t *testing.T) {
 		t.Fatal("the exit of the first container ended the second")
 	}
 	m, _ = run(m, EventCreated, EventHello)
-	m, e = run(m, EventTimeout)
-	if m.Init != OutcomeTimeout || !e.Has(EffectClaimed|EffectDestroy) {
-		t.Fatalf("second time-out: %d %b", m.Init, e)
+	m, e = run(m, kind)
+	if m.Init != outcome || !e.Has(EffectClaimed|EffectDestroy) {
+		t.Fatalf("the second time: %d %b", m.Init, e)
+	}
+}
+
+func TestReportedInitErrorIsFinal(t *testing.T) {
+	m, _ := NewMachine(true)
+	m, e := run(m, EventClaim, EventCreated, EventHello, EventInitFailed)
+	if m.Init != OutcomeFailed || !e.Has(EffectClaimed|EffectReport|EffectDestroy) || e.Has(EffectInitAgain) {
+		t.Fatalf("%d %b", m.Init, e)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -40,54 +41,129 @@ func enter() error {
 }
 
 func runExec(argv []string) (int, error) {
-	pid, err := start(argv, os.Environ())
+	p, err := newProcesses().start(argv, os.Environ(), os.Stdout, nil)
 	if err != nil {
 		return exitSetup, err
 	}
-	return reap(pid)
+	p.forwardSignals()
+	<-p.Ended()
+	return p.Status(), nil
 }
 
-// start starts argv with the log as its output. It does not use os/exec, whose waiting would race with reap.
-func start(argv, env []string) (int, error) {
+// processes are those that process 1 has started, by pid. It does not use os/exec, whose waiting would race with reap.
+type processes struct {
+	mu    sync.Mutex // held while one starts, so that reap can't miss it
+	known map[int]*process
+	child chan struct{} // has a token when there may be somebody to wait for
+}
+
+func newProcesses() *processes {
+	p := &processes{known: map[int]*process{}, child: make(chan struct{}, 1)}
+	go p.reap() // it ends with process 1
+	return p
+}
+
+// process is one of them.
+type process struct {
+	pid    int
+	mu     sync.Mutex // held to signal it, and to say that it has ended
+	ended  chan struct{}
+	status int
+	output *capture // nil: it writes to the log itself
+}
+
+// start starts argv with out as its output, which output, if it is not nil, reads.
+func (ps *processes) start(argv, env []string, out *os.File, output *capture) (*process, error) {
 	path, err := exec.LookPath(argv[0])
 	if err != nil {
-		return 0, fmt.Errorf("find %s: %w", argv[0], err)
+		return nil, fmt.Errorf("find %s: %w", argv[0], err)
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDONLY, 0)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer null.Close()
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	//nolint:gosec // running the function is the job
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{null.Fd(), out.Fd(), out.Fd()}})
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", path, err)
+	}
+	p := &process{pid: pid, ended: make(chan struct{}), output: output}
+	ps.known[pid] = p
+	select {
+	case ps.child <- struct{}{}:
+	default:
+	}
+	return p, nil
+}
+
+// reap collects every process that ends in the sandbox.
+func (ps *processes) reap() {
+	for {
+		var ws unix.WaitStatus
+		pid, err := unix.Wait4(-1, &ws, 0, nil)
+		switch {
+		case errors.Is(err, unix.ECHILD):
+			<-ps.child
+		case err == nil && (ws.Exited() || ws.Signaled()):
+			ps.gone(pid, ws)
+		}
+	}
+}
+
+func (ps *processes) gone(pid int, ws unix.WaitStatus) {
+	ps.mu.Lock()
+	p := ps.known[pid]
+	delete(ps.known, pid)
+	ps.mu.Unlock()
+	if p == nil {
+		return // somebody's orphan
+	}
+	p.Flush()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.status = ws.ExitStatus()
+	if ws.Signaled() {
+		p.status = 128 + int(ws.Signal())
+	}
+	close(p.ended)
+}
+
+// Ended implements runtimeapi.Process.
+func (p *process) Ended() <-chan struct{} { return p.ended }
+
+// Status implements runtimeapi.Process.
+func (p *process) Status() int { return p.status }
+
+// Flush implements runtimeapi.Process.
+func (p *process) Flush() {
+	if p.output != nil {
+		p.output.flush()
+	}
+}
+
+// Signal implements runtimeapi.Process.
+func (p *process) Signal(s syscall.Signal) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.ended:
+	default:
+		_ = unix.Kill(p.pid, s) // it may have ended
+	}
+}
+
+// forwardSignals passes on what process 1 is sent.
+func (p *process) forwardSignals() {
 	forward := make(chan os.Signal, 16)
 	signal.Notify(forward, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
-	//nolint:gosec // running the function is the job
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Env: env, Files: []uintptr{null.Fd(), 1, 2}})
-	if err != nil {
-		return 0, fmt.Errorf("start %s: %w", path, err)
-	}
-	go func() {
+	go func() { // it ends with process 1
 		for s := range forward {
 			if s, ok := s.(syscall.Signal); ok {
-				_ = unix.Kill(pid, s) // it may have ended
+				p.Signal(s)
 			}
 		}
 	}()
-	return pid, nil
-}
-
-// reap collects every process that ends in the sandbox until pid has, and returns its status: 128 + signal for a signal.
-func reap(pid int) (int, error) {
-	for {
-		var ws unix.WaitStatus
-		got, err := unix.Wait4(-1, &ws, 0, nil)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return exitSetup, fmt.Errorf("wait for processes: %w", err)
-		case got == pid && ws.Exited():
-			return ws.ExitStatus(), nil
-		case got == pid && ws.Signaled():
-			return 128 + int(ws.Signal()), nil
-		}
-	}
 }

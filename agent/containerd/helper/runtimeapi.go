@@ -3,11 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
-	"time"
-
-	"golang.org/x/sys/unix"
+	"path/filepath"
 
 	"github.com/mayfly-faas/mayfly/agent/runtimeapi"
 )
@@ -15,11 +14,12 @@ import (
 const (
 	agentSocket = "/run/mayfly/agent.sock"
 	apiAddress  = "127.0.0.1:9001"
-	// shutdownGrace is how long a function may take to end after a Shutdown.
-	shutdownGrace = 2 * time.Second
 )
 
-// runRuntimeAPI stands between the agent's frames and a process that speaks the Runtime API. The process starts when
+// extensionDirs are where external extensions are: in layers, and in the function's package.
+func extensionDirs() []string { return []string{"/opt/extensions", "/var/task/extensions"} }
+
+// runRuntimeAPI stands between the agent's frames and processes that speak the Runtime and Extensions APIs. They start when
 // the agent says which function it is.
 func runRuntimeAPI(argv []string) (int, error) {
 	conn, err := net.Dial("unix", agentSocket)
@@ -30,56 +30,59 @@ func runRuntimeAPI(argv []string) (int, error) {
 	if err != nil {
 		return exitSetup, fmt.Errorf("serve the Runtime API: %w", err)
 	}
-	f := &function{argv: argv, ended: make(chan result, 1)}
-	served := make(chan error, 1)
-	go func() {
-		served <- runtimeapi.Serve(runtimeapi.Config{Agent: conn, Listener: listener, Runtime: "provided", Start: f.start, Stop: f.stop})
-	}()
-	select {
-	case r := <-f.ended:
-		return r.status, r.err
-	case err := <-served:
-		return finish(err)
+	all := newProcesses()
+	return runtimeapi.Serve(runtimeapi.Config{
+		Agent: conn, Listener: listener, Runtime: "provided", Log: os.Stderr, Extensions: all.extensions, PeakMemory: peakMemory,
+		Start: func(env []string, take func([]byte)) (runtimeapi.Process, error) {
+			p, err := all.startCaptured(argv, env, take)
+			if err != nil {
+				return nil, err
+			}
+			p.forwardSignals()
+			return p, nil
+		},
+	})
+}
+
+// extensions finds the external extensions: executables of the directories, the first of a name.
+func (ps *processes) extensions() ([]runtimeapi.Extension, error) {
+	var all []runtimeapi.Extension
+	seen := map[string]bool{}
+	for _, dir := range extensionDirs() {
+		entries, err := os.ReadDir(dir) // sorted
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("look for extensions: %w", err)
+		}
+		for _, e := range entries {
+			if e.IsDir() || seen[e.Name()] {
+				continue
+			}
+			seen[e.Name()] = true
+			path := filepath.Join(dir, e.Name())
+			all = append(all, runtimeapi.Extension{Name: e.Name(), Start: func(env []string, take func([]byte)) (runtimeapi.Process, error) {
+				return ps.startCaptured([]string{path}, env, take)
+			}})
+		}
 	}
+	return all, nil
 }
 
-type result struct {
-	status int
-	err    error
-}
-
-// function is the process of the function.
-type function struct {
-	argv  []string
-	pid   int
-	ended chan result
-}
-
-func (f *function) start(env []string) error {
-	pid, err := start(f.argv, append(os.Environ(), env...))
+// startCaptured starts argv; unless take is nil, its output passes through here on its way to the log.
+func (ps *processes) startCaptured(argv, env []string, take func([]byte)) (*process, error) {
+	env = append(os.Environ(), env...)
+	if take == nil {
+		return ps.start(argv, env, os.Stdout, nil)
+	}
+	output, out, err := newCapture(os.Stdout, take)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	f.pid = pid
-	go func() {
-		status, err := reap(pid)
-		f.ended <- result{status, err}
-	}()
-	return nil
-}
-
-// stop asks the function to end and gives it time; when it ends, so does the helper.
-func (f *function) stop() {
-	if f.pid != 0 {
-		_ = unix.Kill(f.pid, unix.SIGTERM) // it may have ended
-		time.Sleep(shutdownGrace)
+	defer out.Close()
+	p, err := ps.start(argv, env, out, output)
+	if err != nil {
+		output.in.Close()
+		return nil, err
 	}
-}
-
-// finish ends the sandbox whose agent's side ended: by Shutdown, by a failed start, or by its loss.
-func finish(err error) (int, error) {
-	if errors.Is(err, runtimeapi.ErrNotStarted) {
-		return 1, nil // the agent knows
-	}
-	return exitSetup, errors.Join(errors.New("the function did not end in time"), err)
+	go output.run() // it ends with the last process that has the pipe, or with process 1
+	return p, nil
 }

@@ -45,6 +45,10 @@ type Fake struct {
 	Handler FakeHandler
 	// Init runs at Load; nil: all is well.
 	Init func(p *FakeProcess) *frame.Error
+	// Ready goes with an init that ended well.
+	Ready frame.Ready
+	// Shutdown runs when the agent asks for the end; nil: the process ends at once.
+	Shutdown func(p *FakeProcess, reason string)
 	// Fault may fail a call before or after its effect; nil: none fails.
 	Fault func(op FakeOp) error
 	// Peak is the memory that Usage tells, in bytes.
@@ -265,6 +269,7 @@ func (f *Fake) speak(p *FakeProcess) {
 		case frame.TypeInvoke:
 			f.invoke(p, body)
 		case frame.TypeShutdown:
+			f.shutdown(p, body)
 			return
 		}
 	}
@@ -283,7 +288,20 @@ func (f *Fake) load(p *FakeProcess, body []byte) {
 			p.Exit(1, false)
 		}
 	}
+	if f.Ready != (frame.Ready{}) {
+		p.send(frame.TypeReady, f.Ready)
+		return
+	}
 	p.SendRaw(frame.Append(nil, frame.TypeReady, nil))
+}
+
+func (f *Fake) shutdown(p *FakeProcess, body []byte) {
+	if f.Shutdown == nil {
+		return
+	}
+	var in frame.Shutdown
+	_ = json.Unmarshal(body, &in)
+	f.Shutdown(p, in.Reason)
 }
 
 func (f *Fake) invoke(p *FakeProcess, body []byte) {

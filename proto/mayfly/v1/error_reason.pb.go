@@ -47,7 +47,9 @@ const (
 	ErrorReason_ERROR_REASON_ACCESS_KEY_NOT_FOUND ErrorReason = 24
 	ErrorReason_ERROR_REASON_NODE_NOT_FOUND       ErrorReason = 25
 	ErrorReason_ERROR_REASON_CODE_NOT_FOUND       ErrorReason = 26
-	ErrorReason_ERROR_REASON_ALREADY_EXISTS       ErrorReason = 30
+	// A secret, or one that a function refers to.
+	ErrorReason_ERROR_REASON_SECRET_NOT_FOUND ErrorReason = 29
+	ErrorReason_ERROR_REASON_ALREADY_EXISTS   ErrorReason = 30
 	// expected_revision is not the resource's revision: read it again.
 	ErrorReason_ERROR_REASON_REVISION_CONFLICT ErrorReason = 31
 	// The resource is still in use by the one that the message names.
@@ -102,6 +104,7 @@ var (
 		24: "ERROR_REASON_ACCESS_KEY_NOT_FOUND",
 		25: "ERROR_REASON_NODE_NOT_FOUND",
 		26: "ERROR_REASON_CODE_NOT_FOUND",
+		29: "ERROR_REASON_SECRET_NOT_FOUND",
 		30: "ERROR_REASON_ALREADY_EXISTS",
 		31: "ERROR_REASON_REVISION_CONFLICT",
 		32: "ERROR_REASON_IN_USE",
@@ -143,6 +146,7 @@ var (
 		"ERROR_REASON_ACCESS_KEY_NOT_FOUND":           24,
 		"ERROR_REASON_NODE_NOT_FOUND":                 25,
 		"ERROR_REASON_CODE_NOT_FOUND":                 26,
+		"ERROR_REASON_SECRET_NOT_FOUND":               29,
 		"ERROR_REASON_ALREADY_EXISTS":                 30,
 		"ERROR_REASON_REVISION_CONFLICT":              31,
 		"ERROR_REASON_IN_USE":                         32,
@@ -197,7 +201,7 @@ var File_mayfly_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cmayfly/v1/error_reason.proto\x12\tmayfly.v1*\xbb\n" +
+	"\x1cmayfly/v1/error_reason.proto\x12\tmayfly.v1*\xde\n" +
 	"\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12!\n" +
@@ -219,7 +223,8 @@ const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	" ERROR_REASON_NAMESPACE_NOT_FOUND\x10\x17\x12%\n" +
 	"!ERROR_REASON_ACCESS_KEY_NOT_FOUND\x10\x18\x12\x1f\n" +
 	"\x1bERROR_REASON_NODE_NOT_FOUND\x10\x19\x12\x1f\n" +
-	"\x1bERROR_REASON_CODE_NOT_FOUND\x10\x1a\x12\x1f\n" +
+	"\x1bERROR_REASON_CODE_NOT_FOUND\x10\x1a\x12!\n" +
+	"\x1dERROR_REASON_SECRET_NOT_FOUND\x10\x1d\x12\x1f\n" +
 	"\x1bERROR_REASON_ALREADY_EXISTS\x10\x1e\x12\"\n" +
 	"\x1eERROR_REASON_REVISION_CONFLICT\x10\x1f\x12\x17\n" +
 	"\x13ERROR_REASON_IN_USE\x10 \x12$\n" +

@@ -189,6 +189,7 @@ func (b *box) config() sandbox.Config {
 	return sandbox.Config{
 		ID: b.id, RootFS: b.image.rootFS, Command: b.image.command(), Env: processEnv(), CodeDir: b.code.Dir, SocketDir: b.dir,
 		MemoryBytes: b.spec.GetMemoryBytes(), MilliCPUs: b.spec.GetMilliCpus(), PIDs: sandboxPIDs, TmpBytes: b.spec.GetTmpBytes(),
+		SecretFiles: b.spec.GetSecretFiles(),
 	}
 }
 
@@ -419,7 +420,8 @@ func (b *box) status() *agentv1.SandboxStatus {
 	b.mu.Unlock()
 	s := &agentv1.SandboxStatus{
 		SandboxId: b.id, State: wireState(m.State), Namespace: b.spec.GetNamespace(), Function: b.spec.GetFunction(),
-		Version: b.spec.GetVersion(), CodeRevision: b.spec.GetCodeRevision(), MemoryBytes: b.spec.GetMemoryBytes(),
+		Version: b.spec.GetVersion(), CodeRevision: b.spec.GetCodeRevision(), SecretsRevision: b.spec.GetSecretsRevision(),
+		MemoryBytes: b.spec.GetMemoryBytes(),
 		Grant: &agentv1.Grant{Term: m.Grant.Term, Sequence: m.Grant.Sequence},
 	}
 	if s.GetState() == agentv1.SandboxState_SANDBOX_STATE_GONE {

@@ -175,7 +175,7 @@ func (s *Server) openRouting() error {
 	var err error
 	s.fleet, err = fleet.New(fleet.Config{
 		Logger: s.cfg.logger("fleet"), View: func() fleet.View { return s.state.View() },
-		Propose: s.store.Propose, IsLeader: s.store.IsLeader, Identify: identify, Blobs: s.blobs,
+		Propose: s.store.Propose, IsLeader: s.store.IsLeader, Identify: identify, Blobs: s.blobs, OpenSecret: s.keys.OpenValue,
 		ServerID: s.nodeID, KeepAlive: s.cfg.KeepAlive,
 	})
 	if err != nil {

@@ -42,6 +42,12 @@ type View interface {
 	AccessKey(id string) (*statev1.AccessKeyRecord, bool)
 	// AccessKeys of all namespaces if namespace is empty.
 	AccessKeys(namespace, after string) iter.Seq[*statev1.AccessKeyRecord]
+	Secret(namespace, name string) (*statev1.SecretRecord, bool)
+	Secrets(namespace, after string) iter.Seq[*statev1.SecretRecord]
+	// SecretUsers names functions that refer to a secret.
+	SecretUsers(namespace, name string, limit int) []string
+	// SecretsRevision names a secret that the configuration refers to and that doesn't exist.
+	SecretsRevision(namespace string, c *mayflyv1.FunctionConfiguration) (revision uint64, missing string)
 	Node(id string) (*mayflyv1.Node, bool)
 	NodeByName(name string) (*mayflyv1.Node, bool)
 	Nodes() iter.Seq[*mayflyv1.Node]
@@ -164,6 +170,7 @@ func (a *API) Register(s grpc.ServiceRegistrar) {
 	mayflyv1.RegisterAccessKeyServiceServer(s, &accessKeyService{core: a.core})
 	mayflyv1.RegisterNamespaceServiceServer(s, &namespaceService{core: a.core})
 	mayflyv1.RegisterClusterServiceServer(s, &clusterService{core: a.core})
+	mayflyv1.RegisterSecretServiceServer(s, &secretService{core: a.core})
 }
 
 // core is what all services share.

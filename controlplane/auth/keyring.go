@@ -22,29 +22,39 @@ const (
 	idRandomBytes = 10 // 16 characters of base32
 	secretBytes   = 30 // 40 characters of base64
 	accessKeyInfo = "mayfly access key secrets v1"
+	valueInfo     = "mayfly secret values v1"
 )
 
-// Keyring makes access keys, and seals and opens their secrets under the root key.
+// Keyring makes access keys, and seals and opens their secrets and the values of secrets under keys of the root key.
 type Keyring struct {
-	aead   cipher.AEAD
-	rootID string
+	accessKeys, values cipher.AEAD
+	rootID             string
 }
 
-// NewKeyring derives the sealing key.
+// NewKeyring derives the sealing keys.
 func NewKeyring(root *RootKey) (*Keyring, error) {
-	key, err := hkdf.Key(sha256.New, root.bytes, nil, accessKeyInfo, 32)
+	accessKeys, err := root.derive(accessKeyInfo)
 	if err != nil {
 		return nil, fmt.Errorf("derive the key of access keys: %w", err)
+	}
+	values, err := root.derive(valueInfo)
+	if err != nil {
+		return nil, fmt.Errorf("derive the key of secrets: %w", err)
+	}
+	return &Keyring{accessKeys: accessKeys, values: values, rootID: root.id}, nil
+}
+
+// derive makes the key for one purpose; it draws a nonce for each seal.
+func (k *RootKey) derive(info string) (cipher.AEAD, error) {
+	key, err := hkdf.Key(sha256.New, k.bytes, nil, info, 32)
+	if err != nil {
+		return nil, err
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
-		return nil, fmt.Errorf("derive the key of access keys: %w", err)
+		return nil, err
 	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
-	if err != nil {
-		return nil, fmt.Errorf("derive the key of access keys: %w", err)
-	}
-	return &Keyring{aead: aead, rootID: root.id}, nil
+	return cipher.NewGCMWithRandomNonce(block)
 }
 
 // KeySpec says what key to make.
@@ -73,7 +83,7 @@ func (k *Keyring) MintKey(spec KeySpec) (record *statev1.AccessKeyRecord, secret
 	secret = base64.StdEncoding.EncodeToString(random[idRandomBytes:])
 	return &statev1.AccessKeyRecord{
 		AccessKey:    key,
-		SealedSecret: k.aead.Seal(nil, nil, []byte(secret), []byte(key.GetId())), //nolint:gosec // this AEAD draws a nonce for each seal
+		SealedSecret: k.accessKeys.Seal(nil, nil, []byte(secret), []byte(key.GetId())), //nolint:gosec // this AEAD draws a nonce for each seal
 		RootKeyId:    k.rootID,
 	}, secret
 }
@@ -84,9 +94,30 @@ func (k *Keyring) OpenSecret(record *statev1.AccessKeyRecord) (string, error) {
 	if record.GetRootKeyId() != k.rootID {
 		return "", fmt.Errorf("access key %s was sealed with root key %s, this node has %s", id, record.GetRootKeyId(), k.rootID)
 	}
-	secret, err := k.aead.Open(nil, nil, record.GetSealedSecret(), []byte(id))
+	secret, err := k.accessKeys.Open(nil, nil, record.GetSealedSecret(), []byte(id))
 	if err != nil {
 		return "", fmt.Errorf("open the secret of access key %s: %w", id, err)
 	}
 	return string(secret), nil
 }
+
+// SealValue seals the value of a secret for its namespace and name: nowhere else can it be opened. rootKeyID says under which root key.
+func (k *Keyring) SealValue(namespace, name string, value []byte) (sealed []byte, rootKeyID string) {
+	return k.values.Seal(nil, nil, value, secretData(namespace, name)), k.rootID //nolint:gosec // this AEAD draws a nonce for each seal
+}
+
+// OpenValue returns the value of a stored secret. It fails if another root key sealed it, or if the record was tampered with.
+func (k *Keyring) OpenValue(record *statev1.SecretRecord) ([]byte, error) {
+	namespace, name := record.GetSecret().GetNamespace(), record.GetSecret().GetName()
+	if record.GetRootKeyId() != k.rootID {
+		return nil, fmt.Errorf("secret %s/%s was sealed with root key %s, this node has %s", namespace, name, record.GetRootKeyId(), k.rootID)
+	}
+	value, err := k.values.Open(nil, nil, record.GetSealedValue(), secretData(namespace, name))
+	if err != nil {
+		return nil, fmt.Errorf("open the value of secret %s/%s: %w", namespace, name, err)
+	}
+	return value, nil
+}
+
+// secretData is what a sealed value is bound to. Neither name contains a slash.
+func secretData(namespace, name string) []byte { return []byte(namespace + "/" + name) }

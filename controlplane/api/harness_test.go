@@ -50,6 +50,7 @@ type client struct {
 	key       mayflyv1.AccessKeyServiceClient
 	namespace mayflyv1.NamespaceServiceClient
 	cluster   mayflyv1.ClusterServiceClient
+	secret    mayflyv1.SecretServiceClient
 	id        string
 }
 
@@ -134,6 +135,7 @@ func clientOf(conn *grpc.ClientConn, id string) *client {
 		alias: mayflyv1.NewAliasServiceClient(conn), invoke: mayflyv1.NewInvocationServiceClient(conn), log: mayflyv1.NewLogServiceClient(conn),
 		node: mayflyv1.NewNodeServiceClient(conn), key: mayflyv1.NewAccessKeyServiceClient(conn),
 		namespace: mayflyv1.NewNamespaceServiceClient(conn), cluster: mayflyv1.NewClusterServiceClient(conn),
+		secret: mayflyv1.NewSecretServiceClient(conn),
 	}
 }
 

@@ -51,10 +51,8 @@ func placeSecrets(dir string, files map[string][]byte, user int) error {
 			return fmt.Errorf("write %s: %w", name, err)
 		}
 	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
-	if err := unix.MountSetattr(mount, "", unix.AT_EMPTY_PATH, &attr); err != nil {
-		return fmt.Errorf("make it read-only: %w", err)
-	}
+	// Not read-only here: that is refused while a process that was forked meanwhile still has a descriptor of a file. The
+	// sandbox's own mount is.
 	return unix.MoveMount(mount, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 

@@ -422,7 +422,7 @@ func (b *box) status() *agentv1.SandboxStatus {
 		SandboxId: b.id, State: wireState(m.State), Namespace: b.spec.GetNamespace(), Function: b.spec.GetFunction(),
 		Version: b.spec.GetVersion(), CodeRevision: b.spec.GetCodeRevision(), SecretsRevision: b.spec.GetSecretsRevision(),
 		MemoryBytes: b.spec.GetMemoryBytes(),
-		Grant: &agentv1.Grant{Term: m.Grant.Term, Sequence: m.Grant.Sequence},
+		Grant:       &agentv1.Grant{Term: m.Grant.Term, Sequence: m.Grant.Sequence},
 	}
 	if s.GetState() == agentv1.SandboxState_SANDBOX_STATE_GONE {
 		s.Reason = reason

@@ -104,8 +104,12 @@ func TestSecretFromStdin(t *testing.T) {
 
 func TestSecretCompletion(t *testing.T) {
 	for _, args := range [][]string{
-		{"secret", "get", ""}, {"secret", "update", ""}, {"secret", "delete", ""}, {"secret", "get-value", ""},
-		{"deploy", "x", "--secret-file", ""}, {"function", "update", "hello", "--remove-secret", ""},
+		{"secret", "get", ""},
+		{"secret", "update", ""},
+		{"secret", "delete", ""},
+		{"secret", "get-value", ""},
+		{"deploy", "x", "--secret-file", ""},
+		{"function", "update", "hello", "--remove-secret", ""},
 	} {
 		b := newSecretBench(t)
 		if o := b.run(append([]string{"__complete"}, args...)...); o.stdout != "db\n:4\n" {

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mayfly-faas/mayfly/controlplane/auth"
+	"github.com/mayfly-faas/mayfly/proto/fault"
 	statev1 "github.com/mayfly-faas/mayfly/proto/mayfly/state/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -125,6 +126,8 @@ type Config struct {
 	Blobs        Blobs
 	Certificates Certificates
 	Keyring      *auth.Keyring
+	// RotateRootKey makes a new root key.
+	RotateRootKey func(context.Context) (auth.Rotation, error)
 	Self         Self
 	Log          *slog.Logger
 	// Now stamps commands; default time.Now.
@@ -134,7 +137,7 @@ type Config struct {
 func (c Config) validate() error {
 	for name, missing := range map[string]bool{
 		"Propose": c.Propose == nil, "View": c.View == nil, "Invoker": c.Invoker == nil, "Fleet": c.Fleet == nil, "Blobs": c.Blobs == nil,
-		"Certificates": c.Certificates == nil, "Keyring": c.Keyring == nil, "Self.Leader": c.Self.Leader == nil, "Log": c.Log == nil,
+		"Certificates": c.Certificates == nil, "Keyring": c.Keyring == nil, "RotateRootKey": c.RotateRootKey == nil, "Self.Leader": c.Self.Leader == nil, "Log": c.Log == nil,
 	} {
 		if missing {
 			return fmt.Errorf("api: Config.%s is missing", name)
@@ -177,6 +180,19 @@ func (a *API) Register(s grpc.ServiceRegistrar) {
 type core struct {
 	Config
 	packages *packages
+}
+
+// sealAttempts is how often something is sealed anew because the root key was rotated meanwhile.
+const sealAttempts = 5
+
+// proposeSealed proposes what seal makes, again if the root key was rotated between the sealing and the commit.
+func (c *core) proposeSealed(ctx context.Context, seal func() *statev1.Command) (*statev1.Result, error) {
+	for attempt := 1; ; attempt++ {
+		result, err := c.propose(ctx, seal())
+		if attempt == sealAttempts || !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_ROOT_KEY_ROTATED) {
+			return result, err
+		}
+	}
 }
 
 // propose commits a command under an id of its own, so that it takes effect once however often it is retried below.

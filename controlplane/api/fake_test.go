@@ -40,6 +40,8 @@ type fakeState struct {
 	settings   *mayflyv1.Settings
 	// fail is what the next proposals answer.
 	fail error
+	// refuse may refuse a command.
+	refuse func(*statev1.Command) error
 }
 
 func newFakeState() *fakeState {
@@ -59,6 +61,11 @@ func (s *fakeState) Propose(_ context.Context, c *statev1.Command) (*statev1.Res
 	}
 	if s.fail != nil {
 		return nil, s.fail
+	}
+	if s.refuse != nil {
+		if err := s.refuse(c); err != nil {
+			return nil, err
+		}
 	}
 	s.index++
 	s.commands = append(s.commands, proto.CloneOf(c))

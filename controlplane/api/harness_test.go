@@ -32,6 +32,8 @@ type bench struct {
 	invoker *fakeInvoker
 	fleet   *fakeFleet
 	keyring *auth.Keyring
+	// rotation is what RotateRootKey answers.
+	rotation func() (auth.Rotation, error)
 	log     *syncBuffer
 	dial    func(options ...grpc.DialOption) *grpc.ClientConn
 	// admin's key is for all namespaces.
@@ -56,18 +58,18 @@ type client struct {
 
 func newBench(t *testing.T, services ...api.Service) *bench {
 	t.Helper()
-	root, err := auth.EnsureRootKey(filepath.Join(t.TempDir(), "root.key"))
+	root, err := auth.EnsureRootKeys(filepath.Join(t.TempDir(), "root.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyring, err := auth.NewKeyring(root)
+	keyring, err := auth.NewKeyring(root...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := &bench{state: newFakeState(), blobs: fakeBlobs{t.TempDir()}, invoker: &fakeInvoker{}, fleet: &fakeFleet{}, keyring: keyring, log: &syncBuffer{}}
 	log := slog.New(slog.NewTextHandler(b.log, nil))
 	public, err := api.New(api.Config{
-		Propose: b.state.Propose, View: b.state.View, Invoker: b.invoker, Fleet: b.fleet, Blobs: b.blobs, Certificates: fakeCertificates{}, Keyring: keyring,
+		Propose: b.state.Propose, View: b.state.View, Invoker: b.invoker, Fleet: b.fleet, Blobs: b.blobs, Certificates: fakeCertificates{}, Keyring: keyring, RotateRootKey: b.rotate,
 		Self: api.Self{MayflyVersion: "1.2.3", NodeID: "self", NodeName: "server-1", HTTPURL: "http://127.0.0.1:7080", Leader: func() bool { return true }}, Log: log,
 	})
 	if err != nil {
@@ -87,6 +89,8 @@ func newBench(t *testing.T, services ...api.Service) *bench {
 	b.admin = b.as(t, mayflyv1.Role_ROLE_ADMIN, "*")
 	return b
 }
+
+func (b *bench) rotate(context.Context) (auth.Rotation, error) { return b.rotation() }
 
 func (b *bench) serve(t *testing.T, server *grpc.Server) {
 	l := bufconn.Listen(1 << 20)

@@ -44,14 +44,14 @@ func (s *secretService) CreateSecret(ctx context.Context, r *mayflyv1.CreateSecr
 	if _, taken := view.Secret(ns.GetName(), r.GetName()); taken {
 		return nil, alreadyExists("secret %q exists already in namespace %q: update it, or choose another name", r.GetName(), ns.GetName())
 	}
-	sealed, root := s.Keyring.SealValue(ns.GetName(), r.GetName(), r.GetValue())
-	result, err := s.propose(ctx, &statev1.Command{Operation: &statev1.Command_CreateSecret{CreateSecret: &statev1.CreateSecret{Record: &statev1.SecretRecord{
-		Secret: &mayflyv1.Secret{
-			Namespace: ns.GetName(), Name: r.GetName(), Description: r.GetDescription(),
-			SizeBytes: int64(len(r.GetValue())), Binary: isBinary(r.GetValue()),
-		},
-		SealedValue: sealed, RootKeyId: root,
-	}}}})
+	record := &statev1.SecretRecord{Secret: &mayflyv1.Secret{
+		Namespace: ns.GetName(), Name: r.GetName(), Description: r.GetDescription(),
+		SizeBytes: int64(len(r.GetValue())), Binary: isBinary(r.GetValue()),
+	}}
+	result, err := s.proposeSealed(ctx, func() *statev1.Command {
+		record.SealedValue, record.RootKeyId = s.Keyring.SealValue(ns.GetName(), r.GetName(), r.GetValue())
+		return &statev1.Command{Operation: &statev1.Command_CreateSecret{CreateSecret: &statev1.CreateSecret{Record: record}}}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -148,10 +148,14 @@ func (s *secretService) UpdateSecret(ctx context.Context, r *mayflyv1.UpdateSecr
 		if err := checkSecretValue(r.GetValue()); err != nil {
 			return nil, err
 		}
-		u.SealedValue, u.RootKeyId = s.Keyring.SealValue(old.GetNamespace(), old.GetName(), r.GetValue())
 		u.SizeBytes, u.Binary = int64(len(r.GetValue())), isBinary(r.GetValue())
 	}
-	result, err := s.propose(ctx, &statev1.Command{Operation: &statev1.Command_UpdateSecret{UpdateSecret: u}})
+	result, err := s.proposeSealed(ctx, func() *statev1.Command {
+		if r.Value != nil {
+			u.SealedValue, u.RootKeyId = s.Keyring.SealValue(old.GetNamespace(), old.GetName(), r.GetValue())
+		}
+		return &statev1.Command{Operation: &statev1.Command_UpdateSecret{UpdateSecret: u}}
+	})
 	if err != nil {
 		return nil, err
 	}

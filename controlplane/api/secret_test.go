@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/mayfly-faas/mayfly/controlplane/auth"
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	statev1 "github.com/mayfly-faas/mayfly/proto/mayfly/state/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
@@ -82,7 +83,9 @@ func (v *fakeView) Secrets(ns, after string) iter.Seq[*statev1.SecretRecord] {
 	})
 }
 
-func (v *fakeView) SecretUsers(ns, name string, _ int) []string { return usersOf(v.functions, ns, name) }
+func (v *fakeView) SecretUsers(ns, name string, _ int) []string {
+	return usersOf(v.functions, ns, name)
+}
 
 func (v *fakeView) SecretsRevision(ns string, c *mayflyv1.FunctionConfiguration) (revision uint64, missing string) {
 	for _, name := range slices.Concat(slices.Collect(maps.Values(c.GetSecretEnvironment())), c.GetSecretFiles()) {
@@ -345,5 +348,69 @@ func TestSecretPages(t *testing.T) {
 	}
 	if !slices.Equal(names, []string{"s0", "s1", "s2", "s3", "s4"}) {
 		t.Fatal(names)
+	}
+}
+
+// What was sealed just before the root key was rotated is sealed anew.
+func TestSealingIsRepeatedAfterARotation(t *testing.T) {
+	b := newBench(t)
+	refused := 0
+	b.state.refuse = func(c *statev1.Command) error {
+		if c.GetCreateSecret() == nil && c.GetUpdateSecret() == nil && c.GetCreateAccessKey() == nil || refused%3 == 2 {
+			refused = 0
+			return nil
+		}
+		refused++
+		return fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_ROOT_KEY_ROTATED, "fake: rotated")
+	}
+	b.admin.createSecret(t, "db", "v")
+	if _, err := b.admin.secret.UpdateSecret(testContext(t), &mayflyv1.UpdateSecretRequest{Name: "db", Value: []byte(theValue)}); err != nil {
+		t.Error(err)
+	}
+	value, err := b.admin.secret.GetSecretValue(testContext(t), &mayflyv1.GetSecretValueRequest{Name: "db"})
+	if err != nil || string(value.GetValue()) != theValue {
+		t.Errorf("%v, %v", value, err)
+	}
+	key, err := b.admin.key.CreateAccessKey(testContext(t), &mayflyv1.CreateAccessKeyRequest{Role: roleReader})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.with(key.GetAccessKey().GetId(), key.GetSecret()).secret.ListSecrets(testContext(t), &mayflyv1.ListSecretsRequest{}); err != nil {
+		t.Errorf("the key that was made at last doesn't work: %v", err)
+	}
+	b.state.refuse = func(*statev1.Command) error {
+		return fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_ROOT_KEY_ROTATED, "fake: rotated")
+	}
+	_, err = b.admin.secret.CreateSecret(testContext(t), &mayflyv1.CreateSecretRequest{Name: "new", Value: []byte("v")})
+	wantReason(t, "rotated for ever", err, mayflyv1.ErrorReason_ERROR_REASON_ROOT_KEY_ROTATED)
+}
+
+func TestRotateRootKey(t *testing.T) {
+	b := newBench(t)
+	rotated := 0
+	b.rotation = func() (auth.Rotation, error) {
+		rotated++
+		return auth.Rotation{RootKeyID: "0123", AccessKeys: 2, Secrets: 3}, nil
+	}
+	rotate := func(c *client) (*mayflyv1.RotateRootKeyResponse, error) {
+		return c.cluster.RotateRootKey(testContext(t), &mayflyv1.RotateRootKeyRequest{})
+	}
+	r, err := rotate(b.admin)
+	if err != nil || r.GetRootKeyId() != "0123" || r.GetAccessKeys() != 2 || r.GetSecrets() != 3 {
+		t.Fatalf("%v, %v", r, err)
+	}
+	_, err = rotate(b.as(t, roleAdmin, "default"))
+	wantReason(t, "a key for one namespace", err, permission)
+	_, err = rotate(b.as(t, roleDeveloper, "*"))
+	wantReason(t, "a developer", err, permission)
+	b.state.mu.Lock()
+	for _, id := range []string{"a", "b"} {
+		b.state.nodes[id] = &mayflyv1.Node{Id: id, Name: id, Server: true}
+	}
+	b.state.mu.Unlock()
+	_, err = rotate(b.admin)
+	wantReason(t, "two control-plane nodes", err, mayflyv1.ErrorReason_ERROR_REASON_UNIMPLEMENTED, "2")
+	if rotated != 1 {
+		t.Errorf("rotated %d times", rotated)
 	}
 }

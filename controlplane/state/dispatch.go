@@ -69,6 +69,12 @@ func (t *tx) dispatchRest(c *statev1.Command) (*statev1.Result, error) {
 		return answerSettings(t.updateSettings(op.UpdateSettings))
 	case *statev1.Command_InitCluster:
 		return answerSettings(t.initCluster(op.InitCluster))
+	case *statev1.Command_SetRootKey:
+		return &statev1.Result{}, t.setRootKey(op.SetRootKey)
+	case *statev1.Command_ResealAccessKey:
+		return &statev1.Result{}, t.resealAccessKey(op.ResealAccessKey)
+	case *statev1.Command_ResealSecret:
+		return &statev1.Result{}, t.resealSecret(op.ResealSecret)
 	}
 	return nil, unknownCommand(c)
 }

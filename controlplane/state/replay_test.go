@@ -99,6 +99,17 @@ func anyCommand(t *rapid.T) *statev1.Command {
 		func() *statev1.Command {
 			return updateSettings(&mayflyv1.Settings{Region: rapid.SampledFrom([]string{"", "eu-1"}).Draw(t, "region"), UrlDomain: "d"}, rev())
 		},
+		func() *statev1.Command { return setRootKey(fmt.Sprint("r", n())) },
+		func() *statev1.Command {
+			return &statev1.Command{Operation: &statev1.Command_ResealSecret{ResealSecret: &statev1.ResealSecret{
+				Namespace: "default", Name: fmt.Sprint("s", n()), FromRootKeyId: "r1", SealedValue: []byte("SeAlEd3"), RootKeyId: fmt.Sprint("r", n()),
+			}}}
+		},
+		func() *statev1.Command {
+			return &statev1.Command{Operation: &statev1.Command_ResealAccessKey{ResealAccessKey: &statev1.ResealAccessKey{
+				Id: fmt.Sprint("AKIA", n()), FromRootKeyId: "r1", SealedSecret: []byte("SeAlEd3"), RootKeyId: fmt.Sprint("r", n()),
+			}}}
+		},
 		initCluster,
 		func() *statev1.Command { return &statev1.Command{} },
 	}

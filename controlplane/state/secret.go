@@ -43,6 +43,9 @@ func (t *tx) createSecret(c *statev1.CreateSecret) (*mayflyv1.Secret, error) {
 	if err := t.checkSecretCount(n); err != nil {
 		return nil, err
 	}
+	if err := t.checkRootKey(r.GetRootKeyId()); err != nil {
+		return nil, err
+	}
 	s.Meta, s.Version, s.ValueRevision = t.newMeta(), 1, t.index
 	t.put(nil, r)
 	return s, nil
@@ -82,6 +85,9 @@ func (t *tx) updateSecret(c *statev1.UpdateSecret) (*mayflyv1.Secret, error) {
 	}
 	if len(c.GetSealedValue()) > 0 {
 		if err := t.checkNewValue(old.GetSecret(), c); err != nil {
+			return nil, err
+		}
+		if err := t.checkRootKey(c.GetRootKeyId()); err != nil {
 			return nil, err
 		}
 		r.SealedValue, r.RootKeyId = c.GetSealedValue(), c.GetRootKeyId()
@@ -243,8 +249,12 @@ func (v View) Secret(namespace, name string) (*statev1.SecretRecord, bool) {
 	return findSecret(v.p.txn, namespace, name)
 }
 
-// Secrets yields a namespace's secrets by name, from the first one after afterName on.
+// Secrets yields a namespace's secrets by name, from the first one after afterName on. With namespace "" it yields those
+// of all, by namespace and name; afterName is then empty.
 func (v View) Secrets(namespace, afterName string) iter.Seq[*statev1.SecretRecord] {
+	if namespace == "" {
+		return all[*statev1.SecretRecord](v, prefixSecret)
+	}
 	from := key(prefixSecret, namespace, afterName)
 	if afterName != "" {
 		from = after(from)

@@ -80,6 +80,8 @@ const (
 	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 63
 	ErrorReason_ERROR_REASON_INTERNAL          ErrorReason = 64
 	ErrorReason_ERROR_REASON_UNIMPLEMENTED     ErrorReason = 65
+	// The root key was rotated at this very moment; safe to retry.
+	ErrorReason_ERROR_REASON_ROOT_KEY_ROTATED ErrorReason = 70
 )
 
 // Enum value maps for ErrorReason.
@@ -125,6 +127,7 @@ var (
 		63: "ERROR_REASON_DEADLINE_EXCEEDED",
 		64: "ERROR_REASON_INTERNAL",
 		65: "ERROR_REASON_UNIMPLEMENTED",
+		70: "ERROR_REASON_ROOT_KEY_ROTATED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                    0,
@@ -167,6 +170,7 @@ var (
 		"ERROR_REASON_DEADLINE_EXCEEDED":              63,
 		"ERROR_REASON_INTERNAL":                       64,
 		"ERROR_REASON_UNIMPLEMENTED":                  65,
+		"ERROR_REASON_ROOT_KEY_ROTATED":               70,
 	}
 )
 
@@ -201,8 +205,7 @@ var File_mayfly_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cmayfly/v1/error_reason.proto\x12\tmayfly.v1*\xde\n" +
-	"\n" +
+	"\x1cmayfly/v1/error_reason.proto\x12\tmayfly.v1*\x81\v\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dERROR_REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n" +
@@ -244,7 +247,8 @@ const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	"\x19ERROR_REASON_SANDBOX_GONE\x10>\x12\"\n" +
 	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10?\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10@\x12\x1e\n" +
-	"\x1aERROR_REASON_UNIMPLEMENTED\x10AB8Z6github.com/mayfly-faas/mayfly/proto/mayfly/v1;mayflyv1b\x06proto3"
+	"\x1aERROR_REASON_UNIMPLEMENTED\x10A\x12!\n" +
+	"\x1dERROR_REASON_ROOT_KEY_ROTATED\x10FB8Z6github.com/mayfly-faas/mayfly/proto/mayfly/v1;mayflyv1b\x06proto3"
 
 var (
 	file_mayfly_v1_error_reason_proto_rawDescOnce sync.Once

@@ -58,6 +58,9 @@ type Command struct {
 	//	*Command_CreateSecret
 	//	*Command_UpdateSecret
 	//	*Command_DeleteSecret
+	//	*Command_SetRootKey
+	//	*Command_ResealAccessKey
+	//	*Command_ResealSecret
 	Operation     isCommand_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -339,6 +342,33 @@ func (x *Command) GetDeleteSecret() *DeleteSecret {
 	return nil
 }
 
+func (x *Command) GetSetRootKey() *SetRootKey {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_SetRootKey); ok {
+			return x.SetRootKey
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetResealAccessKey() *ResealAccessKey {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_ResealAccessKey); ok {
+			return x.ResealAccessKey
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetResealSecret() *ResealSecret {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_ResealSecret); ok {
+			return x.ResealSecret
+		}
+	}
+	return nil
+}
+
 type isCommand_Operation interface {
 	isCommand_Operation()
 }
@@ -443,6 +473,18 @@ type Command_DeleteSecret struct {
 	DeleteSecret *DeleteSecret `protobuf:"bytes,82,opt,name=delete_secret,json=deleteSecret,proto3,oneof"`
 }
 
+type Command_SetRootKey struct {
+	SetRootKey *SetRootKey `protobuf:"bytes,90,opt,name=set_root_key,json=setRootKey,proto3,oneof"`
+}
+
+type Command_ResealAccessKey struct {
+	ResealAccessKey *ResealAccessKey `protobuf:"bytes,91,opt,name=reseal_access_key,json=resealAccessKey,proto3,oneof"`
+}
+
+type Command_ResealSecret struct {
+	ResealSecret *ResealSecret `protobuf:"bytes,92,opt,name=reseal_secret,json=resealSecret,proto3,oneof"`
+}
+
 func (*Command_CreateNamespace) isCommand_Operation() {}
 
 func (*Command_UpdateNamespace) isCommand_Operation() {}
@@ -492,6 +534,12 @@ func (*Command_CreateSecret) isCommand_Operation() {}
 func (*Command_UpdateSecret) isCommand_Operation() {}
 
 func (*Command_DeleteSecret) isCommand_Operation() {}
+
+func (*Command_SetRootKey) isCommand_Operation() {}
+
+func (*Command_ResealAccessKey) isCommand_Operation() {}
+
+func (*Command_ResealSecret) isCommand_Operation() {}
 
 // Result is what apply answers; it is kept with its proposal id for the last 65536 proposals.
 type Result struct {
@@ -2303,11 +2351,202 @@ func (x *DeleteSecret) GetExpectedRevision() uint64 {
 	return 0
 }
 
+// SetRootKey makes another root key the one that seals: from here on nothing that an earlier one sealed comes in.
+type SetRootKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RootKeyId     string                 `protobuf:"bytes,1,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRootKey) Reset() {
+	*x = SetRootKey{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRootKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRootKey) ProtoMessage() {}
+
+func (x *SetRootKey) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRootKey.ProtoReflect.Descriptor instead.
+func (*SetRootKey) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetRootKey) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
+// ResealAccessKey replaces how a key's secret is sealed. It is a no-op unless from_root_key_id still seals it.
+type ResealAccessKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	FromRootKeyId string                 `protobuf:"bytes,2,opt,name=from_root_key_id,json=fromRootKeyId,proto3" json:"from_root_key_id,omitempty"`
+	SealedSecret  []byte                 `protobuf:"bytes,3,opt,name=sealed_secret,json=sealedSecret,proto3" json:"sealed_secret,omitempty"`
+	RootKeyId     string                 `protobuf:"bytes,4,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealAccessKey) Reset() {
+	*x = ResealAccessKey{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealAccessKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealAccessKey) ProtoMessage() {}
+
+func (x *ResealAccessKey) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealAccessKey.ProtoReflect.Descriptor instead.
+func (*ResealAccessKey) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ResealAccessKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ResealAccessKey) GetFromRootKeyId() string {
+	if x != nil {
+		return x.FromRootKeyId
+	}
+	return ""
+}
+
+func (x *ResealAccessKey) GetSealedSecret() []byte {
+	if x != nil {
+		return x.SealedSecret
+	}
+	return nil
+}
+
+func (x *ResealAccessKey) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
+// ResealSecret replaces how a value is sealed. It is a no-op unless from_root_key_id still seals it.
+type ResealSecret struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	FromRootKeyId string                 `protobuf:"bytes,3,opt,name=from_root_key_id,json=fromRootKeyId,proto3" json:"from_root_key_id,omitempty"`
+	SealedValue   []byte                 `protobuf:"bytes,4,opt,name=sealed_value,json=sealedValue,proto3" json:"sealed_value,omitempty"`
+	RootKeyId     string                 `protobuf:"bytes,5,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealSecret) Reset() {
+	*x = ResealSecret{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealSecret) ProtoMessage() {}
+
+func (x *ResealSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealSecret.ProtoReflect.Descriptor instead.
+func (*ResealSecret) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ResealSecret) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ResealSecret) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResealSecret) GetFromRootKeyId() string {
+	if x != nil {
+		return x.FromRootKeyId
+	}
+	return ""
+}
+
+func (x *ResealSecret) GetSealedValue() []byte {
+	if x != nil {
+		return x.SealedValue
+	}
+	return nil
+}
+
+func (x *ResealSecret) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
 var File_mayfly_state_v1_command_proto protoreflect.FileDescriptor
 
 const file_mayfly_state_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmayfly/state/v1/command.proto\x12\x0fmayfly.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmayfly/state/v1/record.proto\x1a\x1amayfly/v1/access_key.proto\x1a\x15mayfly/v1/alias.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x18mayfly/v1/function.proto\x1a\x19mayfly/v1/namespace.proto\x1a\x14mayfly/v1/node.proto\x1a\x14mayfly/v1/role.proto\x1a\x16mayfly/v1/secret.proto\x1a\x17mayfly/v1/version.proto\"\xe4\x0f\n" +
+	"\x1dmayfly/state/v1/command.proto\x12\x0fmayfly.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmayfly/state/v1/record.proto\x1a\x1amayfly/v1/access_key.proto\x1a\x15mayfly/v1/alias.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x18mayfly/v1/function.proto\x1a\x19mayfly/v1/namespace.proto\x1a\x14mayfly/v1/node.proto\x1a\x14mayfly/v1/role.proto\x1a\x16mayfly/v1/secret.proto\x1a\x17mayfly/v1/version.proto\"\xbb\x11\n" +
 	"\aCommand\x12\x1f\n" +
 	"\vproposal_id\x18\x01 \x01(\tR\n" +
 	"proposalId\x12.\n" +
@@ -2338,7 +2577,11 @@ const file_mayfly_state_v1_command_proto_rawDesc = "" +
 	"\finit_cluster\x18G \x01(\v2\x1c.mayfly.state.v1.InitClusterH\x00R\vinitCluster\x12D\n" +
 	"\rcreate_secret\x18P \x01(\v2\x1d.mayfly.state.v1.CreateSecretH\x00R\fcreateSecret\x12D\n" +
 	"\rupdate_secret\x18Q \x01(\v2\x1d.mayfly.state.v1.UpdateSecretH\x00R\fupdateSecret\x12D\n" +
-	"\rdelete_secret\x18R \x01(\v2\x1d.mayfly.state.v1.DeleteSecretH\x00R\fdeleteSecretB\v\n" +
+	"\rdelete_secret\x18R \x01(\v2\x1d.mayfly.state.v1.DeleteSecretH\x00R\fdeleteSecret\x12?\n" +
+	"\fset_root_key\x18Z \x01(\v2\x1b.mayfly.state.v1.SetRootKeyH\x00R\n" +
+	"setRootKey\x12N\n" +
+	"\x11reseal_access_key\x18[ \x01(\v2 .mayfly.state.v1.ResealAccessKeyH\x00R\x0fresealAccessKey\x12D\n" +
+	"\rreseal_secret\x18\\ \x01(\v2\x1d.mayfly.state.v1.ResealSecretH\x00R\fresealSecretB\v\n" +
 	"\toperation\"\xdf\x03\n" +
 	"\x06Result\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x122\n" +
@@ -2477,7 +2720,21 @@ const file_mayfly_state_v1_command_proto_rawDesc = "" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05force\x18\x03 \x01(\bR\x05force\x12+\n" +
-	"\x11expected_revision\x18\x04 \x01(\x04R\x10expectedRevisionB=Z;github.com/mayfly-faas/mayfly/proto/mayfly/state/v1;statev1b\x06proto3"
+	"\x11expected_revision\x18\x04 \x01(\x04R\x10expectedRevision\",\n" +
+	"\n" +
+	"SetRootKey\x12\x1e\n" +
+	"\vroot_key_id\x18\x01 \x01(\tR\trootKeyId\"\x8f\x01\n" +
+	"\x0fResealAccessKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x10from_root_key_id\x18\x02 \x01(\tR\rfromRootKeyId\x12#\n" +
+	"\rsealed_secret\x18\x03 \x01(\fR\fsealedSecret\x12\x1e\n" +
+	"\vroot_key_id\x18\x04 \x01(\tR\trootKeyId\"\xac\x01\n" +
+	"\fResealSecret\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
+	"\x10from_root_key_id\x18\x03 \x01(\tR\rfromRootKeyId\x12!\n" +
+	"\fsealed_value\x18\x04 \x01(\fR\vsealedValue\x12\x1e\n" +
+	"\vroot_key_id\x18\x05 \x01(\tR\trootKeyIdB=Z;github.com/mayfly-faas/mayfly/proto/mayfly/state/v1;statev1b\x06proto3"
 
 var (
 	file_mayfly_state_v1_command_proto_rawDescOnce sync.Once
@@ -2491,7 +2748,7 @@ func file_mayfly_state_v1_command_proto_rawDescGZIP() []byte {
 	return file_mayfly_state_v1_command_proto_rawDescData
 }
 
-var file_mayfly_state_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_mayfly_state_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_mayfly_state_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                     // 0: mayfly.state.v1.Command
 	(*Result)(nil),                      // 1: mayfly.state.v1.Result
@@ -2521,29 +2778,32 @@ var file_mayfly_state_v1_command_proto_goTypes = []any{
 	(*CreateSecret)(nil),                // 25: mayfly.state.v1.CreateSecret
 	(*UpdateSecret)(nil),                // 26: mayfly.state.v1.UpdateSecret
 	(*DeleteSecret)(nil),                // 27: mayfly.state.v1.DeleteSecret
-	nil,                                 // 28: mayfly.state.v1.UpdateFunctionConfiguration.TagsEntry
-	nil,                                 // 29: mayfly.state.v1.UpdateAlias.WeightsEntry
-	(*timestamppb.Timestamp)(nil),       // 30: google.protobuf.Timestamp
-	(*v1.Namespace)(nil),                // 31: mayfly.v1.Namespace
-	(*v1.Function)(nil),                 // 32: mayfly.v1.Function
-	(*v1.Version)(nil),                  // 33: mayfly.v1.Version
-	(*v1.Alias)(nil),                    // 34: mayfly.v1.Alias
-	(*v1.AccessKey)(nil),                // 35: mayfly.v1.AccessKey
-	(*v1.Node)(nil),                     // 36: mayfly.v1.Node
-	(*v1.Settings)(nil),                 // 37: mayfly.v1.Settings
-	(*v1.Secret)(nil),                   // 38: mayfly.v1.Secret
-	(v1.ErrorReason)(0),                 // 39: mayfly.v1.ErrorReason
-	(*v1.Quotas)(nil),                   // 40: mayfly.v1.Quotas
-	(*v1.Code)(nil),                     // 41: mayfly.v1.Code
-	(*v1.FunctionConfiguration)(nil),    // 42: mayfly.v1.FunctionConfiguration
-	(v1.FunctionState)(0),               // 43: mayfly.v1.FunctionState
-	(*v1.FunctionUrl)(nil),              // 44: mayfly.v1.FunctionUrl
-	(*AccessKeyRecord)(nil),             // 45: mayfly.state.v1.AccessKeyRecord
-	(v1.Role)(0),                        // 46: mayfly.v1.Role
-	(*SecretRecord)(nil),                // 47: mayfly.state.v1.SecretRecord
+	(*SetRootKey)(nil),                  // 28: mayfly.state.v1.SetRootKey
+	(*ResealAccessKey)(nil),             // 29: mayfly.state.v1.ResealAccessKey
+	(*ResealSecret)(nil),                // 30: mayfly.state.v1.ResealSecret
+	nil,                                 // 31: mayfly.state.v1.UpdateFunctionConfiguration.TagsEntry
+	nil,                                 // 32: mayfly.state.v1.UpdateAlias.WeightsEntry
+	(*timestamppb.Timestamp)(nil),       // 33: google.protobuf.Timestamp
+	(*v1.Namespace)(nil),                // 34: mayfly.v1.Namespace
+	(*v1.Function)(nil),                 // 35: mayfly.v1.Function
+	(*v1.Version)(nil),                  // 36: mayfly.v1.Version
+	(*v1.Alias)(nil),                    // 37: mayfly.v1.Alias
+	(*v1.AccessKey)(nil),                // 38: mayfly.v1.AccessKey
+	(*v1.Node)(nil),                     // 39: mayfly.v1.Node
+	(*v1.Settings)(nil),                 // 40: mayfly.v1.Settings
+	(*v1.Secret)(nil),                   // 41: mayfly.v1.Secret
+	(v1.ErrorReason)(0),                 // 42: mayfly.v1.ErrorReason
+	(*v1.Quotas)(nil),                   // 43: mayfly.v1.Quotas
+	(*v1.Code)(nil),                     // 44: mayfly.v1.Code
+	(*v1.FunctionConfiguration)(nil),    // 45: mayfly.v1.FunctionConfiguration
+	(v1.FunctionState)(0),               // 46: mayfly.v1.FunctionState
+	(*v1.FunctionUrl)(nil),              // 47: mayfly.v1.FunctionUrl
+	(*AccessKeyRecord)(nil),             // 48: mayfly.state.v1.AccessKeyRecord
+	(v1.Role)(0),                        // 49: mayfly.v1.Role
+	(*SecretRecord)(nil),                // 50: mayfly.state.v1.SecretRecord
 }
 var file_mayfly_state_v1_command_proto_depIdxs = []int32{
-	30, // 0: mayfly.state.v1.Command.time:type_name -> google.protobuf.Timestamp
+	33, // 0: mayfly.state.v1.Command.time:type_name -> google.protobuf.Timestamp
 	4,  // 1: mayfly.state.v1.Command.create_namespace:type_name -> mayfly.state.v1.CreateNamespace
 	5,  // 2: mayfly.state.v1.Command.update_namespace:type_name -> mayfly.state.v1.UpdateNamespace
 	6,  // 3: mayfly.state.v1.Command.delete_namespace:type_name -> mayfly.state.v1.DeleteNamespace
@@ -2569,38 +2829,41 @@ var file_mayfly_state_v1_command_proto_depIdxs = []int32{
 	25, // 23: mayfly.state.v1.Command.create_secret:type_name -> mayfly.state.v1.CreateSecret
 	26, // 24: mayfly.state.v1.Command.update_secret:type_name -> mayfly.state.v1.UpdateSecret
 	27, // 25: mayfly.state.v1.Command.delete_secret:type_name -> mayfly.state.v1.DeleteSecret
-	2,  // 26: mayfly.state.v1.Result.refusal:type_name -> mayfly.state.v1.Refusal
-	31, // 27: mayfly.state.v1.Result.namespace:type_name -> mayfly.v1.Namespace
-	32, // 28: mayfly.state.v1.Result.function:type_name -> mayfly.v1.Function
-	33, // 29: mayfly.state.v1.Result.version:type_name -> mayfly.v1.Version
-	34, // 30: mayfly.state.v1.Result.alias:type_name -> mayfly.v1.Alias
-	35, // 31: mayfly.state.v1.Result.access_key:type_name -> mayfly.v1.AccessKey
-	36, // 32: mayfly.state.v1.Result.node:type_name -> mayfly.v1.Node
-	37, // 33: mayfly.state.v1.Result.settings:type_name -> mayfly.v1.Settings
-	38, // 34: mayfly.state.v1.Result.secret:type_name -> mayfly.v1.Secret
-	39, // 35: mayfly.state.v1.Refusal.reason:type_name -> mayfly.v1.ErrorReason
-	31, // 36: mayfly.state.v1.InitCluster.default_namespace:type_name -> mayfly.v1.Namespace
-	37, // 37: mayfly.state.v1.InitCluster.settings:type_name -> mayfly.v1.Settings
-	31, // 38: mayfly.state.v1.CreateNamespace.namespace:type_name -> mayfly.v1.Namespace
-	40, // 39: mayfly.state.v1.UpdateNamespace.quotas:type_name -> mayfly.v1.Quotas
-	32, // 40: mayfly.state.v1.CreateFunction.function:type_name -> mayfly.v1.Function
-	41, // 41: mayfly.state.v1.UpdateFunctionCode.code:type_name -> mayfly.v1.Code
-	42, // 42: mayfly.state.v1.UpdateFunctionConfiguration.configuration:type_name -> mayfly.v1.FunctionConfiguration
-	28, // 43: mayfly.state.v1.UpdateFunctionConfiguration.tags:type_name -> mayfly.state.v1.UpdateFunctionConfiguration.TagsEntry
-	43, // 44: mayfly.state.v1.SetFunctionState.state:type_name -> mayfly.v1.FunctionState
-	44, // 45: mayfly.state.v1.SetFunctionUrl.url:type_name -> mayfly.v1.FunctionUrl
-	34, // 46: mayfly.state.v1.CreateAlias.alias:type_name -> mayfly.v1.Alias
-	29, // 47: mayfly.state.v1.UpdateAlias.weights:type_name -> mayfly.state.v1.UpdateAlias.WeightsEntry
-	45, // 48: mayfly.state.v1.CreateAccessKey.record:type_name -> mayfly.state.v1.AccessKeyRecord
-	46, // 49: mayfly.state.v1.UpdateAccessKey.role:type_name -> mayfly.v1.Role
-	36, // 50: mayfly.state.v1.PutNode.node:type_name -> mayfly.v1.Node
-	37, // 51: mayfly.state.v1.UpdateSettings.settings:type_name -> mayfly.v1.Settings
-	47, // 52: mayfly.state.v1.CreateSecret.record:type_name -> mayfly.state.v1.SecretRecord
-	53, // [53:53] is the sub-list for method output_type
-	53, // [53:53] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	28, // 26: mayfly.state.v1.Command.set_root_key:type_name -> mayfly.state.v1.SetRootKey
+	29, // 27: mayfly.state.v1.Command.reseal_access_key:type_name -> mayfly.state.v1.ResealAccessKey
+	30, // 28: mayfly.state.v1.Command.reseal_secret:type_name -> mayfly.state.v1.ResealSecret
+	2,  // 29: mayfly.state.v1.Result.refusal:type_name -> mayfly.state.v1.Refusal
+	34, // 30: mayfly.state.v1.Result.namespace:type_name -> mayfly.v1.Namespace
+	35, // 31: mayfly.state.v1.Result.function:type_name -> mayfly.v1.Function
+	36, // 32: mayfly.state.v1.Result.version:type_name -> mayfly.v1.Version
+	37, // 33: mayfly.state.v1.Result.alias:type_name -> mayfly.v1.Alias
+	38, // 34: mayfly.state.v1.Result.access_key:type_name -> mayfly.v1.AccessKey
+	39, // 35: mayfly.state.v1.Result.node:type_name -> mayfly.v1.Node
+	40, // 36: mayfly.state.v1.Result.settings:type_name -> mayfly.v1.Settings
+	41, // 37: mayfly.state.v1.Result.secret:type_name -> mayfly.v1.Secret
+	42, // 38: mayfly.state.v1.Refusal.reason:type_name -> mayfly.v1.ErrorReason
+	34, // 39: mayfly.state.v1.InitCluster.default_namespace:type_name -> mayfly.v1.Namespace
+	40, // 40: mayfly.state.v1.InitCluster.settings:type_name -> mayfly.v1.Settings
+	34, // 41: mayfly.state.v1.CreateNamespace.namespace:type_name -> mayfly.v1.Namespace
+	43, // 42: mayfly.state.v1.UpdateNamespace.quotas:type_name -> mayfly.v1.Quotas
+	35, // 43: mayfly.state.v1.CreateFunction.function:type_name -> mayfly.v1.Function
+	44, // 44: mayfly.state.v1.UpdateFunctionCode.code:type_name -> mayfly.v1.Code
+	45, // 45: mayfly.state.v1.UpdateFunctionConfiguration.configuration:type_name -> mayfly.v1.FunctionConfiguration
+	31, // 46: mayfly.state.v1.UpdateFunctionConfiguration.tags:type_name -> mayfly.state.v1.UpdateFunctionConfiguration.TagsEntry
+	46, // 47: mayfly.state.v1.SetFunctionState.state:type_name -> mayfly.v1.FunctionState
+	47, // 48: mayfly.state.v1.SetFunctionUrl.url:type_name -> mayfly.v1.FunctionUrl
+	37, // 49: mayfly.state.v1.CreateAlias.alias:type_name -> mayfly.v1.Alias
+	32, // 50: mayfly.state.v1.UpdateAlias.weights:type_name -> mayfly.state.v1.UpdateAlias.WeightsEntry
+	48, // 51: mayfly.state.v1.CreateAccessKey.record:type_name -> mayfly.state.v1.AccessKeyRecord
+	49, // 52: mayfly.state.v1.UpdateAccessKey.role:type_name -> mayfly.v1.Role
+	39, // 53: mayfly.state.v1.PutNode.node:type_name -> mayfly.v1.Node
+	40, // 54: mayfly.state.v1.UpdateSettings.settings:type_name -> mayfly.v1.Settings
+	50, // 55: mayfly.state.v1.CreateSecret.record:type_name -> mayfly.state.v1.SecretRecord
+	56, // [56:56] is the sub-list for method output_type
+	56, // [56:56] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_state_v1_command_proto_init() }
@@ -2635,6 +2898,9 @@ func file_mayfly_state_v1_command_proto_init() {
 		(*Command_CreateSecret)(nil),
 		(*Command_UpdateSecret)(nil),
 		(*Command_DeleteSecret)(nil),
+		(*Command_SetRootKey)(nil),
+		(*Command_ResealAccessKey)(nil),
+		(*Command_ResealSecret)(nil),
 	}
 	file_mayfly_state_v1_command_proto_msgTypes[1].OneofWrappers = []any{
 		(*Result_Namespace)(nil),
@@ -2655,7 +2921,7 @@ func file_mayfly_state_v1_command_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_state_v1_command_proto_rawDesc), len(file_mayfly_state_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

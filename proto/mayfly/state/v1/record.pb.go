@@ -154,7 +154,9 @@ type ClusterRecord struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	// Time of the last entry applied.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Which root key seals; empty before its first rotation. Records sealed with another are not taken.
+	RootKeyId     string `protobuf:"bytes,3,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -201,6 +203,13 @@ func (x *ClusterRecord) GetTime() *timestamppb.Timestamp {
 		return x.Time
 	}
 	return nil
+}
+
+func (x *ClusterRecord) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
 }
 
 // SnapshotHeader comes first in a snapshot.
@@ -387,11 +396,12 @@ const file_mayfly_state_v1_record_proto_rawDesc = "" +
 	"\fSecretRecord\x12)\n" +
 	"\x06secret\x18\x01 \x01(\v2\x11.mayfly.v1.SecretR\x06secret\x12!\n" +
 	"\fsealed_value\x18\x02 \x01(\fR\vsealedValue\x12\x1e\n" +
-	"\vroot_key_id\x18\x03 \x01(\tR\trootKeyId\"^\n" +
+	"\vroot_key_id\x18\x03 \x01(\tR\trootKeyId\"~\n" +
 	"\rClusterRecord\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12.\n" +
-	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"T\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1e\n" +
+	"\vroot_key_id\x18\x03 \x01(\tR\trootKeyId\"T\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +

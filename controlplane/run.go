@@ -153,11 +153,13 @@ func (s *Server) rotation() auth.RotationConfig {
 	}
 }
 
-// finishRotation ends a rotation of the root key that a crash or a full disk interrupted.
+// finishRotation ends a rotation of the root key that a crash or a full disk interrupted. If it can't, the node serves all
+// the same: everything can still be read.
 func (s *Server) finishRotation(ctx context.Context) error {
 	r, err := auth.FinishRotation(ctx, s.rotation())
 	if err != nil {
-		return fmt.Errorf("finish the rotation of the root key: %w", err)
+		s.cfg.Logger.Error("a rotation of the root key is not finished: run `mayfly cluster rotate-root-key` again", "error", err)
+		return nil
 	}
 	if r.RootKeyID != "" {
 		s.cfg.Logger.Info("finished a rotation of the root key", "root_key", r.RootKeyID, "access_keys", r.AccessKeys, "secrets", r.Secrets)

@@ -128,8 +128,8 @@ type Config struct {
 	Keyring      *auth.Keyring
 	// RotateRootKey makes a new root key.
 	RotateRootKey func(context.Context) (auth.Rotation, error)
-	Self         Self
-	Log          *slog.Logger
+	Self          Self
+	Log           *slog.Logger
 	// Now stamps commands; default time.Now.
 	Now func() time.Time
 }

@@ -34,8 +34,8 @@ type bench struct {
 	keyring *auth.Keyring
 	// rotation is what RotateRootKey answers.
 	rotation func() (auth.Rotation, error)
-	log     *syncBuffer
-	dial    func(options ...grpc.DialOption) *grpc.ClientConn
+	log      *syncBuffer
+	dial     func(options ...grpc.DialOption) *grpc.ClientConn
 	// admin's key is for all namespaces.
 	admin *client
 }

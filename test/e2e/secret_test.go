@@ -2,15 +2,19 @@ package e2e
 
 import (
 	"bytes"
-	"crypto/rand"
+	crand "crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -46,7 +50,7 @@ type vault struct {
 
 // value makes one that compresses badly, so that it could be found in any file that holds it.
 func (v *vault) value(name string) string {
-	s := name + "-" + rand.Text()
+	s := name + "-" + crand.Text()
 	v.values = append(v.values, s)
 	return s
 }
@@ -265,4 +269,69 @@ func (v *vault) survivesKill() {
 		t.Errorf("after the restart keeper has %+v", got)
 	}
 	v.nothingOnDisk("while it runs")
+}
+
+// TestRootKeyRotationSurvivesKills kills everything at random moments of rotations: all that was sealed can be read after
+// each start, and no key is left over.
+func TestRootKeyRotationSurvivesKills(t *testing.T) {
+	v := &vault{instance: own(t), t: t}
+	client := mayflyv1.NewSecretServiceClient(v.conn)
+	want := map[string]string{}
+	for i := range 100 {
+		name := fmt.Sprint("s", i)
+		want[name] = v.value(name)
+		if _, err := client.CreateSecret(t.Context(), &mayflyv1.CreateSecretRequest{Name: name, Value: []byte(want[name])}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(when string) {
+		t.Helper()
+		for name, value := range want {
+			r, err := client.GetSecretValue(t.Context(), &mayflyv1.GetSecretValueRequest{Name: name})
+			if err != nil || string(r.GetValue()) != value {
+				t.Fatalf("%s: %s is %q, %v", when, name, r.GetValue(), err)
+			}
+		}
+	}
+	began := time.Now()
+	out := v.mustCLI(t, "cluster", "rotate-root-key")
+	if !strings.Contains(out, "Sealed 1 access keys and 100 secrets") {
+		t.Errorf("the rotation says %s", out)
+	}
+	took := time.Since(began)
+	read("after a rotation")
+	for round := range 4 {
+		before := v.rootKeys()
+		var ended sync.WaitGroup
+		ended.Go(func() { v.cli("", "cluster", "rotate-root-key") }) // it dies with the server, or is through
+		time.Sleep(rand.N(took))
+		if err := v.kill(); err != nil {
+			t.Fatal(err)
+		}
+		ended.Wait()
+		killed := v.rootKeys()
+		if err := v.launch(); err != nil {
+			t.Fatal(err)
+		}
+		after := v.rootKeys()
+		t.Logf("round %d: killed with %d keys on disk", round, len(killed))
+		if len(before) != 1 || len(after) != 1 || after[0] != killed[0] {
+			t.Errorf("%d keys before, %d after the restart", len(before), len(after))
+		}
+		read("after a kill")
+	}
+	v.nothingOnDisk("after rotations")
+	db := v.set("update", "s0")
+	if got := v.mustCLI(t, "secret", "get-value", "s0"); got != db {
+		t.Errorf("s0 is %q, want %q", got, db)
+	}
+}
+
+func (v *vault) rootKeys() []string {
+	v.t.Helper()
+	content, err := os.ReadFile(filepath.Join(v.dir, "state", "server", "root.key"))
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return strings.Fields(string(content))
 }

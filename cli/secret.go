@@ -15,7 +15,7 @@ import (
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
 
-const secretValueHelp = `
+const valueHelp = `
 The value is read from --value-file, or from stdin with --value-file -, byte for byte: a newline at the end is part of
 it (printf '%s' VALUE leaves none). --value takes it from the command line, where the shell's history and the list of
 processes show it to others: it is for tests only.`
@@ -110,7 +110,7 @@ func (a *App) secretCreate() *cobra.Command {
 	req := &mayflyv1.CreateSecretRequest{}
 	cmd := &cobra.Command{
 		Use: "create NAME --value-file FILE", Short: "Create a secret",
-		Long:    "Create a secret of 1 to 65536 bytes.\n" + secretValueHelp,
+		Long:    "Create a secret of 1 to 65536 bytes.\n" + valueHelp,
 		Example: "  mayfly secret create db-password --value-file password.txt\n  printf '%s' \"$TOKEN\" | mayfly secret create token --value-file -",
 		Args:    argsNamed("NAME"),
 	}
@@ -142,7 +142,7 @@ func (a *App) secretUpdate() *cobra.Command {
 	req := &mayflyv1.UpdateSecretRequest{}
 	cmd := &cobra.Command{
 		Use: "update NAME", Short: "Change a secret's value or description",
-		Long:    "Change a secret's value or description. Invocations that begin later run in new sandboxes, which have the new value.\n" + secretValueHelp,
+		Long:    "Change a secret's value or description. Invocations that begin later run in new sandboxes, which have the new value.\n" + valueHelp,
 		Example: "  mayfly secret update db-password --value-file password.txt",
 		Args:    argsNamed("NAME"), ValidArgsFunction: a.completeSecrets,
 	}
@@ -271,9 +271,12 @@ func (s *secretRefs) apply(r *mayflyv1.UpdateFunctionConfigurationRequest, f *ma
 
 // secretsText is a function's references for people.
 func secretsText(c *mayflyv1.FunctionConfiguration) string {
-	all := pairs(c.GetSecretEnvironment())
-	for _, name := range c.GetSecretFiles() {
-		all += " /run/secrets/" + name
+	var all []string
+	if variables := pairs(c.GetSecretEnvironment()); variables != "" {
+		all = append(all, variables)
 	}
-	return strings.TrimSpace(all)
+	for _, name := range c.GetSecretFiles() {
+		all = append(all, "/run/secrets/"+name)
+	}
+	return strings.Join(all, " ")
 }

@@ -41,7 +41,7 @@ func TestSecretFilesAreInMemory(t *testing.T) {
 	if err := unix.Stat(filepath.Join(dir, "token"), &st); err != nil {
 		t.Fatal(err)
 	}
-	if st.Mode&0o7777 != 0o400 || st.Uid%idsPerSandbox != uint32(shared.runtime.cfg.UIDBase+sandboxUID)%idsPerSandbox || st.Uid != st.Gid {
+	if st.Mode&0o7777 != 0o400 || st.Uid%idsPerSandbox != (shared.runtime.cfg.UIDBase+sandboxUID)%idsPerSandbox || st.Uid != st.Gid {
 		t.Errorf("mode %o, owner %d:%d", st.Mode, st.Uid, st.Gid)
 	}
 	if err := shared.runtime.Destroy(t.Context(), c.ID); err != nil {

@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"iter"
 	"slices"
 	"unicode/utf8"
 
@@ -119,12 +120,19 @@ func (s *secretService) ListSecrets(ctx context.Context, r *mayflyv1.ListSecrets
 	if err != nil {
 		return nil, err
 	}
-	records, next := take(p, view.Secrets(ns.GetName(), p.after), func(s *statev1.SecretRecord) string { return s.GetSecret().GetName() }, all)
-	response := &mayflyv1.ListSecretsResponse{NextPageToken: next}
-	for _, record := range records {
-		response.Secrets = append(response.Secrets, record.GetSecret())
+	secrets, next := take(p, described(view.Secrets(ns.GetName(), p.after)), (*mayflyv1.Secret).GetName, all)
+	return &mayflyv1.ListSecretsResponse{Secrets: secrets, NextPageToken: next}, nil
+}
+
+// described is what may be told of secrets.
+func described(records iter.Seq[*statev1.SecretRecord]) iter.Seq[*mayflyv1.Secret] {
+	return func(yield func(*mayflyv1.Secret) bool) {
+		for record := range records {
+			if !yield(record.GetSecret()) {
+				return
+			}
+		}
 	}
-	return response, nil
 }
 
 // UpdateSecret changes value or description.

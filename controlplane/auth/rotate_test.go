@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -296,7 +297,7 @@ func TestSealingDuringRotations(t *testing.T) {
 	made, refused := map[string]string{}, 0
 	for w := range 3 {
 		writers.Go(func() {
-			for i := 0; i < 2000; i++ {
+			for i := range 2000 {
 				select {
 				case <-stop:
 					return
@@ -324,9 +325,7 @@ func TestSealingDuringRotations(t *testing.T) {
 	}
 	close(stop)
 	writers.Wait()
-	for name, value := range made {
-		c.values[name] = value
-	}
+	maps.Copy(c.values, made)
 	c.rotated("after rotations with writers")
 	t.Logf("%d made, %d refused", len(made), refused)
 }

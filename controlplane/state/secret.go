@@ -270,6 +270,9 @@ func (v View) SecretUsers(namespace, name string, limit int) []string {
 // SecretsRevision changes when the value of a secret does that the configuration refers to; it is 0 if there is none.
 // missing is a secret that doesn't exist (any more), empty if all do.
 func (v View) SecretsRevision(namespace string, c *mayflyv1.FunctionConfiguration) (revision uint64, missing string) {
+	if len(c.GetSecretEnvironment()) == 0 && len(c.GetSecretFiles()) == 0 {
+		return 0, "" // as most: this is asked for each version after each entry
+	}
 	for name := range secretRefs(c) {
 		r, ok := findSecret(v.p.txn, namespace, name)
 		if !ok {

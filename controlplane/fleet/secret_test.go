@@ -63,6 +63,13 @@ func (h *home) ask(fn *mayflyv1.Function) *agentv1.SandboxSpec {
 	return spec
 }
 
+// spec is what a live sandbox was started with.
+func (w *fakeWorker) spec(l *Lease) *agentv1.SandboxSpec {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.live[l.SandboxID()]
+}
+
 func newSecretHome(t *testing.T) *home {
 	h := newHome(t, func(c *Config) { c.OpenSecret = openFake })
 	h.state.setSecret("db", "p4ss", 3)
@@ -79,7 +86,7 @@ func TestSandboxesStartWithTheirSecrets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := w.live[l.SandboxID()]
+	got := w.spec(l)
 	if got.GetSecretEnvironment()["DB"] != "p4ss" || string(got.GetSecretFiles()["cert"]) != "c3rt" || got.GetSecretsRevision() != 4 {
 		t.Errorf("the agent got %v", got)
 	}
@@ -88,7 +95,7 @@ func TestSandboxesStartWithTheirSecrets(t *testing.T) {
 	}
 	h.state.put(active("plain", 128))
 	plain := h.acquire(active("plain", 128))
-	if spec := w.live[plain.SandboxID()]; len(spec.GetSecretEnvironment())+len(spec.GetSecretFiles()) > 0 {
+	if spec := w.spec(plain); len(spec.GetSecretEnvironment())+len(spec.GetSecretFiles()) > 0 {
 		t.Errorf("a function without secrets got %v", spec)
 	}
 }
@@ -123,8 +130,11 @@ func TestChangedSecretRetiresSandboxes(t *testing.T) {
 			t.Errorf("%d live after the release", live)
 		}
 		fresh, _, err := h.Acquire(t.Context(), h.ask(secretive()))
-		if err != nil || w.live[fresh.SandboxID()].GetSecretEnvironment()["DB"] != "n3w" {
-			t.Errorf("after the change: %v, %v", w.live[fresh.SandboxID()], err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := w.spec(fresh); got.GetSecretEnvironment()["DB"] != "n3w" {
+			t.Errorf("after the change: %v", got)
 		}
 	})
 }
@@ -166,8 +176,11 @@ func TestAdoptedSandboxKeepsItsSecrets(t *testing.T) {
 		w, _ := h.attach("a", 1000, status("good", 4), status("stale", 3))
 		h.state.put(active("other", 128)) // adopted ones are looked at after the next change
 		time.Sleep(time.Second)
-		if !slices.Equal(w.destroyed, []string{"stale"}) {
-			t.Errorf("destroyed %v", w.destroyed)
+		w.mu.Lock()
+		destroyed := slices.Clone(w.destroyed)
+		w.mu.Unlock()
+		if !slices.Equal(destroyed, []string{"stale"}) {
+			t.Errorf("destroyed %v", destroyed)
 		}
 		l, _, err := h.Acquire(t.Context(), h.ask(secretive()))
 		if err != nil || l.SandboxID() != "good" {

@@ -79,7 +79,13 @@ func TestSecretChangesWhileWaiting(t *testing.T) {
 		g.state.setSecret(3)
 		g.state.put(withSecret(active("f", 1)))
 		answered := make(chan string, 1)
-		go func() { answered <- string(g.mustInvoke("f").GetPayload()) }()
+		go func() {
+			got, err := g.invoke("f", "{}")
+			if err != nil {
+				t.Error(err)
+			}
+			answered <- got
+		}()
 		time.Sleep(time.Second / 2)
 		g.state.setSecret(4)
 		if got := <-answered; got != "ssss" {

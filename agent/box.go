@@ -197,6 +197,7 @@ func (b *box) config() sandbox.Config {
 	return sandbox.Config{
 		ID: b.id, RootFS: b.image.rootFS, Command: b.image.command(), Env: processEnv(), CodeDir: b.code.Dir, SocketDir: b.dir,
 		MemoryBytes: b.spec.GetMemoryBytes(), MilliCPUs: b.spec.GetMilliCpus(), PIDs: sandboxPIDs, TmpBytes: b.spec.GetTmpBytes(),
+		SecretFiles: b.spec.GetSecretFiles(),
 	}
 }
 
@@ -417,8 +418,9 @@ func (b *box) status() *agentv1.SandboxStatus {
 	b.mu.Unlock()
 	s := &agentv1.SandboxStatus{
 		SandboxId: name, State: wireState(m.State), Namespace: b.spec.GetNamespace(), Function: b.spec.GetFunction(),
-		Version: b.spec.GetVersion(), CodeRevision: b.spec.GetCodeRevision(), MemoryBytes: b.spec.GetMemoryBytes(),
-		Grant: &agentv1.Grant{Term: m.Grant.Term, Sequence: m.Grant.Sequence},
+		Version: b.spec.GetVersion(), CodeRevision: b.spec.GetCodeRevision(), SecretsRevision: b.spec.GetSecretsRevision(),
+		MemoryBytes: b.spec.GetMemoryBytes(),
+		Grant:       &agentv1.Grant{Term: m.Grant.Term, Sequence: m.Grant.Sequence},
 	}
 	if s.GetState() == agentv1.SandboxState_SANDBOX_STATE_GONE {
 		s.Reason = reason

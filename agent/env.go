@@ -21,11 +21,12 @@ func processEnv() []string {
 	}
 }
 
-// functionEnv is the environment of the function: its own variables, but those that the platform reserves win.
+// functionEnv is the environment of the function: its own variables and secrets, but those that the platform reserves win.
 func (b *box) functionEnv() map[string]string {
 	s := b.spec
 	env := map[string]string{"TZ": ":UTC", "LANG": "C.UTF-8"}
 	maps.Copy(env, s.GetEnvironment())
+	maps.Copy(env, s.GetSecretEnvironment())
 	maps.Copy(env, map[string]string{
 		"_HANDLER":                        s.GetHandler(),
 		"AWS_REGION":                      s.GetRegion(),

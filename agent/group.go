@@ -28,11 +28,11 @@ type group struct {
 
 type groupKey struct {
 	namespace, function, version string
-	revision                     uint64
+	code, secrets                uint64 // revisions
 }
 
 func groupKeyOf(s *agentv1.SandboxSpec) groupKey {
-	return groupKey{s.GetNamespace(), s.GetFunction(), s.GetVersion(), s.GetCodeRevision()}
+	return groupKey{s.GetNamespace(), s.GetFunction(), s.GetVersion(), s.GetCodeRevision(), s.GetSecretsRevision()}
 }
 
 // join finds or makes the group of a new sandbox.

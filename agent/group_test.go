@@ -68,6 +68,7 @@ func TestVersionsDoNotShareSandboxes(t *testing.T) {
 	for i, change := range []func(*agentv1.SandboxSpec){
 		func(s *agentv1.SandboxSpec) { s.Version = "2" },
 		func(s *agentv1.SandboxSpec) { s.CodeRevision = 9 },
+		func(s *agentv1.SandboxSpec) { s.SecretsRevision = 9 },
 		func(s *agentv1.SandboxSpec) { s.Function = "g" },
 		func(s *agentv1.SandboxSpec) { s.Namespace = "other" },
 	} {

@@ -54,8 +54,10 @@ func TestTurnsAreTakenWhileCPUsAreBusy(t *testing.T) {
 
 func TestNobodyWaitsWhileCPUsIdle(t *testing.T) {
 	for name, ts := range map[string]func() *turns{
-		"idle":    func() *turns { return loaded(1, 0.5) },
-		"unknown": func() *turns { return &turns{limit: 1, idle: func() (float64, float64, error) { return 0, 0, errors.New("no /proc") }} },
+		"idle": func() *turns { return loaded(1, 0.5) },
+		"unknown": func() *turns {
+			return &turns{limit: 1, idle: func() (float64, float64, error) { return 0, 0, errors.New("no /proc") }}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -73,8 +73,8 @@ func (a *App) Command() *cobra.Command {
 		a.upCommand(), a.downCommand(), a.serverCommand(), a.agentCommand(),
 		a.deployCommand(), a.invokeCommand(), a.logsCommand(),
 		a.functionCommand(), a.versionCommand(), a.aliasCommand(),
-		a.namespaceCommand(), a.keyCommand(), a.nodeCommand(), a.runtimeCommand(),
-		a.settingsCommand(), a.statusCommand(), a.contextCommand(), a.doctorCommand())
+		a.namespaceCommand(), a.keyCommand(), a.secretCommand(), a.nodeCommand(), a.runtimeCommand(),
+		a.settingsCommand(), a.clusterCommand(), a.statusCommand(), a.contextCommand(), a.doctorCommand())
 	root.Long = rootHelp
 	root.Version = a.Version
 	root.SetVersionTemplate("mayfly {{.Version}}\n")

@@ -37,6 +37,7 @@ type client struct {
 	namespaces  mayflyv1.NamespaceServiceClient
 	keys        mayflyv1.AccessKeyServiceClient
 	cluster     mayflyv1.ClusterServiceClient
+	secrets     mayflyv1.SecretServiceClient
 }
 
 // keyCredentials sends the access key with every call, over TLS only.
@@ -107,6 +108,7 @@ func newClient(conn *grpc.ClientConn, namespace string) *client {
 		namespaces:  mayflyv1.NewNamespaceServiceClient(conn),
 		keys:        mayflyv1.NewAccessKeyServiceClient(conn),
 		cluster:     mayflyv1.NewClusterServiceClient(conn),
+		secrets:     mayflyv1.NewSecretServiceClient(conn),
 	}
 }
 

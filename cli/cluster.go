@@ -82,3 +82,23 @@ func (a *App) settingsUpdate() *cobra.Command {
 	}
 	return cmd
 }
+
+func (a *App) clusterCommand() *cobra.Command {
+	rotate := &cobra.Command{
+		Use: "rotate-root-key", Short: "Seal all secrets with a new root key", Args: argsNamed(),
+		Long: `Make a new root key and seal the secrets of access keys and the values of secrets with it; they themselves stay as they
+are. Back up root.key again afterwards, and keep the old copy as long as you keep backups of the state from before.
+If it is interrupted, run it again: it goes on where it ended. It needs a cluster of one control-plane node.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return a.with(cmd, func(ctx context.Context, c *client) error {
+				r, err := c.cluster.RotateRootKey(ctx, &mayflyv1.RotateRootKeyRequest{})
+				if err != nil {
+					return err
+				}
+				return a.changed(r, r.GetRootKeyId(), "Sealed %d access keys and %d secrets with root key %s",
+					r.GetAccessKeys(), r.GetSecrets(), r.GetRootKeyId())
+			})
+		},
+	}
+	return group("cluster", "Look after the cluster as a whole", rotate)
+}

@@ -218,7 +218,12 @@ func TestClusterCommands(t *testing.T) {
 			Runtime: "python3.11", Digest: "sha256:0123456789abcdef0123", SizeBytes: 60 << 20, BuiltAt: timestamppb.New(testNow), Nodes: []string{"box"}, Version: "3.11.2",
 		}}}, nil
 	})
+	on(b.api, mayflyv1.ClusterService_RotateRootKey_FullMethodName, func(*mayflyv1.RotateRootKeyRequest) (*mayflyv1.RotateRootKeyResponse, error) {
+		return &mayflyv1.RotateRootKeyResponse{RootKeyId: "0123456789abcdef", AccessKeys: 2, Secrets: 3}, nil
+	})
 	b.transcript("cluster", [][]string{
+		{"cluster", "rotate-root-key"},
+		{"cluster", "rotate-root-key", "now"},
 		{"status"},
 		{"status", "--output", "json"},
 		{"settings", "get"},

@@ -73,6 +73,20 @@ func (a *App) completeKeys(cmd *cobra.Command, args []string, _ string) ([]strin
 	})
 }
 
+func (a *App) completeSecrets(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.complete(cmd, args, 0, listSecrets)
+}
+
+// completeSecretFlag is for a flag, whatever arguments stand before it.
+func (a *App) completeSecretFlag(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.complete(cmd, nil, 0, listSecrets)
+}
+
+func listSecrets(ctx context.Context, c *client) ([]string, error) {
+	r, err := c.secrets.ListSecrets(ctx, &mayflyv1.ListSecretsRequest{Namespace: c.namespace, PageSize: pageSize})
+	return namesOf(r.GetSecrets()), err
+}
+
 func (a *App) completeContexts(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	f, _, err := a.contexts()
 	if err != nil || len(args) > 0 {

@@ -56,10 +56,11 @@ The function's name is that of the folder or file unless --name says otherwise. 
 to create a function (for "provided" the handler may be left out); for an update, what is not given stays.`,
 		Example: `  mayfly deploy hello.py --runtime python3.11 --handler hello.handler
   mayfly deploy ./shop --name shop --runtime nodejs18 --handler index.handler --memory 512 --env STAGE=test --url key
+  mayfly deploy ./shop --secret DB_PASSWORD=db-password --secret-file tls-key
   mayfly deploy ./bootstrap --name fast --runtime provided`,
 		Args: argsNamed("PATH"),
 	}
-	f.add(cmd)
+	f.add(a, cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "name", "", "name of the function (default: of the folder or file)")
 	flags.StringVar(&f.url, "url", "", "give it a URL with this authentication: none, key or iam")
@@ -177,6 +178,7 @@ func (d *deployment) create(ctx context.Context) (*mayflyv1.Function, error) {
 		Code: &mayflyv1.CreateFunctionRequest_CodeDigest{CodeDigest: d.pkg.Digest},
 		Tags: d.flags.tags, Publish: d.flags.publish,
 	}
+	req.Configuration.SecretEnvironment, req.Configuration.SecretFiles = d.flags.secrets.variables, d.flags.secrets.files
 	if d.flags.url != "" {
 		req.Url = d.urlRequest().Url
 	}
@@ -195,8 +197,17 @@ func (d *deployment) urlRequest() *mayflyv1.PutFunctionUrlRequest {
 
 // update changes what differs: configuration first, so that new code never runs with the old one.
 func (d *deployment) update(ctx context.Context, f *mayflyv1.Function) (*mayflyv1.Function, error) {
-	if req := d.flags.update(d.cmd); req != nil {
+	req := d.flags.update(d.cmd)
+	if req == nil && d.flags.secrets.given() {
+		req = &mayflyv1.UpdateFunctionConfigurationRequest{Configuration: &mayflyv1.FunctionConfiguration{}}
+	}
+	if req != nil {
 		req.Namespace, req.Name = d.c.namespace, d.flags.name
+		if d.flags.secrets.given() {
+			if err := d.flags.secrets.apply(req, f); err != nil {
+				return nil, err
+			}
+		}
 		r, err := d.c.functions.UpdateFunctionConfiguration(ctx, req)
 		if err != nil {
 			return nil, err

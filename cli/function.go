@@ -93,6 +93,7 @@ func functionDetails(f *mayflyv1.Function, url string) table {
 		"memory", fmt.Sprintf("%d MB", c.GetMemoryMb()),
 		"timeout", durationOf(c.GetTimeout()),
 		"environment", pairs(c.GetEnvironment()),
+		"secrets", secretsText(c),
 		"tags", pairs(f.GetTags()),
 		"code", f.GetCode().GetDigest(),
 		"code size", sizeOf(f.GetCode().GetSizeBytes()),

@@ -23,9 +23,10 @@ type configFlags struct {
 	memory, tmp                   int32
 	timeout                       time.Duration
 	env, tags                     map[string]string
+	secrets                       secretRefs
 }
 
-func (f *configFlags) add(cmd *cobra.Command) {
+func (f *configFlags) add(a *App, cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.runtime, "runtime", "", "runtime: python3.11, nodejs18 or provided")
 	flags.StringVar(&f.handler, "handler", "", "what is called: MODULE.FUNCTION for Python and Node")
@@ -35,6 +36,7 @@ func (f *configFlags) add(cmd *cobra.Command) {
 	flags.StringToStringVar(&f.env, "env", nil, "environment variable KEY=VALUE (repeatable); the given ones replace all that were set")
 	flags.StringVar(&f.description, "description", "", "description for people")
 	flags.StringToStringVar(&f.tags, "tag", nil, "tag KEY=VALUE (repeatable); the given ones replace all that were set")
+	f.secrets.add(cmd, a.completeSecretFlag)
 	must(cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions(runtimeNames, cobra.ShellCompDirectiveNoFileComp)))
 }
 
@@ -49,7 +51,7 @@ func (f *configFlags) configuration() *mayflyv1.FunctionConfiguration {
 	return c
 }
 
-// update is the request that changes what was given, or nil if nothing was.
+// update is the request that changes what was given, but for secrets, or nil if nothing was.
 func (f *configFlags) update(cmd *cobra.Command) *mayflyv1.UpdateFunctionConfigurationRequest {
 	r := &mayflyv1.UpdateFunctionConfigurationRequest{Configuration: f.configuration(), Tags: f.tags}
 	given := false
@@ -74,12 +76,13 @@ func (a *App) functionUpdate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "update NAME", Short: "Change a function's configuration",
 		Long:    "Change a function's configuration. What is not given stays as it is; code is changed by `mayfly deploy`.",
-		Example: "  mayfly function update hello --memory 512 --timeout 30s\n  mayfly function update hello --clear env",
+		Example: "  mayfly function update hello --memory 512 --timeout 30s\n  mayfly function update hello --clear env\n  mayfly function update hello --secret DB_PASSWORD=db-password",
 		Args:    argsNamed("NAME"), ValidArgsFunction: a.completeFunctions,
 	}
-	flags.add(cmd)
+	flags.add(a, cmd)
+	flags.secrets.addRemove(cmd, a.completeSecretFlag)
 	revisionFlag(cmd, &revision)
-	cmd.Flags().StringSliceVar(&empty, "clear", nil, "empty these: env, tags, description")
+	cmd.Flags().StringSliceVar(&empty, "clear", nil, "empty these: env, secrets, tags, description")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r, err := updateRequest(cmd, &flags, empty)
 		if err != nil {
@@ -87,6 +90,9 @@ func (a *App) functionUpdate() *cobra.Command {
 		}
 		return a.with(cmd, func(ctx context.Context, c *client) error {
 			r.Namespace, r.Name, r.ExpectedRevision = c.namespace, args[0], revision
+			if err := c.applySecrets(ctx, r, &flags.secrets); err != nil {
+				return err
+			}
 			resp, err := c.functions.UpdateFunctionConfiguration(ctx, r)
 			if err != nil {
 				return err
@@ -99,21 +105,38 @@ func (a *App) functionUpdate() *cobra.Command {
 
 func updateRequest(cmd *cobra.Command, flags *configFlags, empty []string) (*mayflyv1.UpdateFunctionConfigurationRequest, error) {
 	r := flags.update(cmd)
-	if r == nil && len(empty) == 0 {
+	if r == nil && len(empty) == 0 && !flags.secrets.given() {
 		return nil, usagef("nothing to change: give at least one flag (see `%s --help`)", cmd.CommandPath())
 	}
 	if r == nil {
 		r = &mayflyv1.UpdateFunctionConfigurationRequest{Configuration: &mayflyv1.FunctionConfiguration{}}
 	}
-	fields := map[string]string{"env": "environment", "tags": "tags", "description": "description"}
+	fields := map[string][]string{
+		"env": {"environment"}, "secrets": {"secret_environment", "secret_files"}, "tags": {"tags"}, "description": {"description"},
+	}
 	for _, e := range empty {
-		field, ok := fields[e]
+		names, ok := fields[e]
 		if !ok {
-			return nil, usagef("--clear %q is none of env, tags, description", e)
+			return nil, usagef("--clear %q is none of env, secrets, tags, description", e)
 		}
-		r.Replace = append(r.Replace, field)
+		if e == "secrets" && flags.secrets.given() {
+			return nil, usagef("--clear secrets excludes --secret, --secret-file and --remove-secret")
+		}
+		r.Replace = append(r.Replace, names...)
 	}
 	return r, nil
+}
+
+// applySecrets reads what references the function has, if they are to be changed.
+func (c *client) applySecrets(ctx context.Context, r *mayflyv1.UpdateFunctionConfigurationRequest, refs *secretRefs) error {
+	if !refs.given() {
+		return nil
+	}
+	have, err := c.functions.GetFunction(ctx, &mayflyv1.GetFunctionRequest{Namespace: r.GetNamespace(), Name: r.GetName()})
+	if err != nil {
+		return err
+	}
+	return refs.apply(r, have.GetFunction())
 }
 
 func (a *App) functionDownload() *cobra.Command {

@@ -50,10 +50,19 @@ func namespaceDetails(n *mayflyv1.Namespace) table {
 		"name", n.GetName(), "account", n.GetAccountId(),
 		"functions", "at most "+fmt.Sprint(q.GetFunctions()),
 		"concurrency", "at most "+fmt.Sprint(q.GetConcurrency()),
+		"secrets", secretsQuota(q),
 		"code", "at most "+sizeOf(q.GetCodeBytes()),
 		"revision", strconv.FormatUint(n.GetMeta().GetRevision(), 10),
 		"created", timeOf(n.GetMeta().GetCreatedAt()),
 	)
+}
+
+// secretsQuota is empty for a namespace that is older than the quota: it has the default.
+func secretsQuota(q *mayflyv1.Quotas) string {
+	if q.GetSecrets() == 0 {
+		return ""
+	}
+	return "at most " + fmt.Sprint(q.GetSecrets())
 }
 
 func (a *App) namespaceGet() *cobra.Command {
@@ -75,6 +84,7 @@ func (a *App) namespaceGet() *cobra.Command {
 func quotaFlags(cmd *cobra.Command, q *mayflyv1.Quotas) {
 	cmd.Flags().Int32Var(&q.Functions, "functions", 0, "how many functions it may have (default 10000)")
 	cmd.Flags().Int32Var(&q.Concurrency, "concurrency", 0, "how many invocations may run at once (default 1000)")
+	cmd.Flags().Int32Var(&q.Secrets, "secrets", 0, "how many secrets it may have (default 1000)")
 	cmd.Flags().Var((*byteSize)(&q.CodeBytes), "code", "how large its packages may be together, such as 10GiB (default 75GiB)")
 }
 
@@ -106,8 +116,8 @@ func (a *App) namespaceUpdate() *cobra.Command {
 	quotaFlags(cmd, q)
 	revisionFlag(cmd, &revision)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if q.GetFunctions() == 0 && q.GetConcurrency() == 0 && q.GetCodeBytes() == 0 {
-			return usagef("nothing to change: give --functions, --concurrency or --code")
+		if q.GetFunctions() == 0 && q.GetConcurrency() == 0 && q.GetCodeBytes() == 0 && q.GetSecrets() == 0 {
+			return usagef("nothing to change: give --functions, --concurrency, --code or --secrets")
 		}
 		return a.with(cmd, func(ctx context.Context, c *client) error {
 			r, err := c.namespaces.UpdateNamespace(ctx, &mayflyv1.UpdateNamespaceRequest{Name: args[0], Quotas: q, ExpectedRevision: revision})

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
 	"math/big"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 )
 
 const (
+	rootKeyFile = "root.key"
 	// defaultNamespace always exists.
 	defaultNamespace = "default"
 	defaultRegion    = "us-east-1"
@@ -90,7 +92,7 @@ func (s *Server) writeFirstRecords(ctx context.Context) error {
 	if !s.store.IsLeader() {
 		return nil
 	}
-	for _, write := range []func(context.Context) error{s.initCluster, s.putNode, s.ensureAdmin} {
+	for _, write := range []func(context.Context) error{s.initCluster, s.putNode, s.finishRotation, s.ensureAdmin} {
 		err := write(ctx)
 		if fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_DISK_FULL) && s.state.View().Cluster().GetClusterId() != "" {
 			s.cfg.Logger.Warn("the disk is full: invocations are served, writes are refused", "error", err)
@@ -133,6 +135,34 @@ func (s *Server) putNode(ctx context.Context) error {
 	_, err := s.store.Propose(ctx, &statev1.Command{Operation: &statev1.Command_PutNode{PutNode: &statev1.PutNode{Node: node}}})
 	if err != nil {
 		return fmt.Errorf("register this node: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) rotation() auth.RotationConfig {
+	return auth.RotationConfig{
+		Path: s.cfg.path(rootKeyFile), Keyring: s.keys, Propose: s.store.Propose,
+		AccessKeys: func() iter.Seq[*statev1.AccessKeyRecord] { return s.state.View().AccessKeys("", "") },
+		Secrets:    func() iter.Seq[*statev1.SecretRecord] { return s.state.View().Secrets("", "") },
+		Settle: func(ctx context.Context) error {
+			if err := s.store.Barrier(ctx); err != nil {
+				return err
+			}
+			return s.state.Flush()
+		},
+	}
+}
+
+// finishRotation ends a rotation of the root key that a crash or a full disk interrupted. If it can't, the node serves all
+// the same: everything can still be read.
+func (s *Server) finishRotation(ctx context.Context) error {
+	r, err := auth.FinishRotation(ctx, s.rotation())
+	if err != nil {
+		s.cfg.Logger.Error("a rotation of the root key is not finished: run `mayfly cluster rotate-root-key` again", "error", err)
+		return nil
+	}
+	if r.RootKeyID != "" {
+		s.cfg.Logger.Info("finished a rotation of the root key", "root_key", r.RootKeyID, "access_keys", r.AccessKeys, "secrets", r.Secrets)
 	}
 	return nil
 }

@@ -127,11 +127,11 @@ func (s *Server) openIdentity() error {
 	if err != nil {
 		return err
 	}
-	root, err := auth.EnsureRootKey(s.cfg.path("root.key"))
+	root, err := auth.EnsureRootKeys(s.cfg.path(rootKeyFile))
 	if err != nil {
 		return err
 	}
-	s.keys, err = auth.NewKeyring(root)
+	s.keys, err = auth.NewKeyring(root...)
 	return err
 }
 
@@ -175,7 +175,7 @@ func (s *Server) openRouting() error {
 	var err error
 	s.fleet, err = fleet.New(fleet.Config{
 		Logger: s.cfg.logger("fleet"), View: func() fleet.View { return s.state.View() },
-		Propose: s.store.Propose, IsLeader: s.store.IsLeader, Identify: identify, Blobs: s.blobs,
+		Propose: s.store.Propose, IsLeader: s.store.IsLeader, Identify: identify, Blobs: s.blobs, OpenSecret: s.keys.OpenValue,
 		ServerID: s.nodeID, KeepAlive: s.cfg.KeepAlive,
 	})
 	if err != nil {
@@ -195,6 +195,7 @@ func (s *Server) openAPI() error {
 	services, err := api.New(api.Config{
 		Propose: s.store.Propose, View: func() api.View { return s.state.View() }, Invoker: apiInvoker{s.router},
 		Fleet: s.fleet, Blobs: s.blobs, Certificates: s.ca, Keyring: s.keys, Log: s.cfg.logger("api"),
+		RotateRootKey: func(ctx context.Context) (auth.Rotation, error) { return auth.RotateRootKey(ctx, s.rotation()) },
 		Self: api.Self{
 			MayflyVersion: s.cfg.Version, NodeID: s.nodeID, NodeName: s.cfg.NodeName, HTTPURL: s.cfg.httpURL(), Leader: s.store.IsLeader,
 		},

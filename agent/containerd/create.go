@@ -72,6 +72,9 @@ func checkConfig(c sandbox.Config) error {
 	if len(c.Command) == 0 || c.MemoryBytes <= 0 || c.MilliCPUs <= 0 || c.PIDs <= 0 {
 		return fmt.Errorf("sandbox %s needs a command and limits of memory, CPU and processes", c.ID)
 	}
+	if err := checkSecretFiles(c); err != nil {
+		return err
+	}
 	return traversable(c.RootFS)
 }
 
@@ -147,9 +150,12 @@ func (r *Runtime) lay(c sandbox.Config, p *pair) (l layout, err error) {
 	if err := openSockets(c.SocketDir, user); err != nil {
 		return l, err
 	}
+	if err := placeSecrets(secretsDir(dir), c.SecretFiles, user); err != nil {
+		return l, fmt.Errorf("place secrets: %w", err)
+	}
 	l = layout{
 		hosts:  hostsFile(r.cfg),
-		helper: r.helper, task: taskDir(dir), tmp: tmpDir(dir), userNS: path(p.user), networkNS: path(p.network), uid: p.uid,
+		helper: r.helper, task: taskDir(dir), tmp: tmpDir(dir), secrets: secretsDir(dir), userNS: path(p.user), networkNS: path(p.network), uid: p.uid,
 		cgroup: r.cgroups.path(c.ID), limitSwap: r.cgroups.swap,
 	}
 	if c.CodeDir != "" {

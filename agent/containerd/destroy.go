@@ -129,8 +129,8 @@ func (r *Runtime) deleteTask(ctx context.Context, b *box) error {
 
 func (r *Runtime) removeDir(id string) error {
 	dir := r.dir(id)
-	errs := []error{r.volumes.remove(tmpDir(dir), id), unmount(taskDir(dir))}
-	for _, d := range []string{taskDir(dir), tmpDir(dir), dir} {
+	errs := []error{r.volumes.remove(tmpDir(dir), id), unmount(taskDir(dir)), unmount(secretsDir(dir))}
+	for _, d := range []string{taskDir(dir), tmpDir(dir), secretsDir(dir), dir} {
 		if err := os.Remove(d); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

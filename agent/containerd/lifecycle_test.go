@@ -90,6 +90,9 @@ func TestNothingLeaks(t *testing.T) {
 		if i%10 == 9 {
 			c.Command = []string{"/bin/nothing"}
 		}
+		if i%3 == 0 {
+			c.SecretFiles = map[string][]byte{"key": []byte("k")}
+		}
 		if i%7 == 6 {
 			c.RootFS = filepath.Join(shared.dir, "no-such-root")
 		}

@@ -30,6 +30,7 @@ const (
 type layout struct {
 	helper, task, tmp  string
 	hosts              string
+	secrets            string
 	userNS, networkNS  string
 	uid                uint32
 	cgroup             string
@@ -90,7 +91,7 @@ func mounts(c sandbox.Config, l layout) []specs.Mount {
 			Options: append([]string{"nosuid"}, append(options, strings.Split(size, ",")...)...),
 		}
 	}
-	return []specs.Mount{
+	all := []specs.Mount{
 		{Source: "proc", Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		tmpfs("/dev", smallTmpfs, "noexec", "strictatime"),
 		tmpfs("/dev/shm", sharedTmpfs, "noexec", "nodev"),
@@ -102,6 +103,10 @@ func mounts(c sandbox.Config, l layout) []specs.Mount {
 		bind(l.task, codeDir, append(l.taskOpts, "ro", "rslave")...),
 		bind(l.tmp, "/tmp"),
 	}
+	if len(c.SecretFiles) > 0 {
+		all = append(all, bind(l.secrets, secretsTarget, "ro", "noexec"))
+	}
+	return all
 }
 
 func linux(c sandbox.Config, l layout) *specs.Linux {
@@ -151,6 +156,7 @@ func resources(c sandbox.Config, limitSwap bool) *specs.LinuxResources {
 	return r
 }
 
-// taskDir, tmpDir are a sandbox's directories on the host, below its own.
-func taskDir(dir string) string { return filepath.Join(dir, "task") }
-func tmpDir(dir string) string  { return filepath.Join(dir, "tmp") }
+// taskDir, tmpDir and secretsDir are a sandbox's directories on the host, below its own.
+func taskDir(dir string) string    { return filepath.Join(dir, "task") }
+func tmpDir(dir string) string     { return filepath.Join(dir, "tmp") }
+func secretsDir(dir string) string { return filepath.Join(dir, "secrets") }

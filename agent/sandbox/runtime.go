@@ -41,6 +41,9 @@ type Config struct {
 	CodeDir string
 	// SocketDir is the host directory that appears at /run/mayfly: agent.sock and log are in it.
 	SocketDir string
+	// SecretFiles appear read-only at /run/secrets, by name, for the sandbox's user alone. They are kept in memory and
+	// go with the sandbox.
+	SecretFiles map[string][]byte
 	// MemoryBytes, MilliCPUs and PIDs limit the sandbox.
 	MemoryBytes int64
 	MilliCPUs   int32

@@ -21,8 +21,12 @@ func (s *accessKeyService) CreateAccessKey(ctx context.Context, r *mayflyv1.Crea
 	if err != nil {
 		return nil, err
 	}
-	record, secret := s.Keyring.MintKey(spec)
-	result, err := s.propose(ctx, &statev1.Command{Operation: &statev1.Command_CreateAccessKey{CreateAccessKey: &statev1.CreateAccessKey{Record: record}}})
+	var secret string
+	result, err := s.proposeSealed(ctx, func() *statev1.Command {
+		var record *statev1.AccessKeyRecord
+		record, secret = s.Keyring.MintKey(spec)
+		return &statev1.Command{Operation: &statev1.Command_CreateAccessKey{CreateAccessKey: &statev1.CreateAccessKey{Record: record}}}
+	})
 	if err != nil {
 		return nil, err
 	}

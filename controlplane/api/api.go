@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/mayfly-faas/mayfly/controlplane/auth"
+	"github.com/mayfly-faas/mayfly/proto/fault"
 	statev1 "github.com/mayfly-faas/mayfly/proto/mayfly/state/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -42,6 +43,12 @@ type View interface {
 	AccessKey(id string) (*statev1.AccessKeyRecord, bool)
 	// AccessKeys of all namespaces if namespace is empty.
 	AccessKeys(namespace, after string) iter.Seq[*statev1.AccessKeyRecord]
+	Secret(namespace, name string) (*statev1.SecretRecord, bool)
+	Secrets(namespace, after string) iter.Seq[*statev1.SecretRecord]
+	// SecretUsers names functions that refer to a secret.
+	SecretUsers(namespace, name string, limit int) []string
+	// SecretsRevision names a secret that the configuration refers to and that doesn't exist.
+	SecretsRevision(namespace string, c *mayflyv1.FunctionConfiguration) (revision uint64, missing string)
 	Node(id string) (*mayflyv1.Node, bool)
 	NodeByName(name string) (*mayflyv1.Node, bool)
 	Nodes() iter.Seq[*mayflyv1.Node]
@@ -119,8 +126,10 @@ type Config struct {
 	Blobs        Blobs
 	Certificates Certificates
 	Keyring      *auth.Keyring
-	Self         Self
-	Log          *slog.Logger
+	// RotateRootKey makes a new root key.
+	RotateRootKey func(context.Context) (auth.Rotation, error)
+	Self          Self
+	Log           *slog.Logger
 	// Now stamps commands; default time.Now.
 	Now func() time.Time
 }
@@ -128,7 +137,7 @@ type Config struct {
 func (c Config) validate() error {
 	for name, missing := range map[string]bool{
 		"Propose": c.Propose == nil, "View": c.View == nil, "Invoker": c.Invoker == nil, "Fleet": c.Fleet == nil, "Blobs": c.Blobs == nil,
-		"Certificates": c.Certificates == nil, "Keyring": c.Keyring == nil, "Self.Leader": c.Self.Leader == nil, "Log": c.Log == nil,
+		"Certificates": c.Certificates == nil, "Keyring": c.Keyring == nil, "RotateRootKey": c.RotateRootKey == nil, "Self.Leader": c.Self.Leader == nil, "Log": c.Log == nil,
 	} {
 		if missing {
 			return fmt.Errorf("api: Config.%s is missing", name)
@@ -164,12 +173,26 @@ func (a *API) Register(s grpc.ServiceRegistrar) {
 	mayflyv1.RegisterAccessKeyServiceServer(s, &accessKeyService{core: a.core})
 	mayflyv1.RegisterNamespaceServiceServer(s, &namespaceService{core: a.core})
 	mayflyv1.RegisterClusterServiceServer(s, &clusterService{core: a.core})
+	mayflyv1.RegisterSecretServiceServer(s, &secretService{core: a.core})
 }
 
 // core is what all services share.
 type core struct {
 	Config
 	packages *packages
+}
+
+// sealAttempts is how often something is sealed anew because the root key was rotated meanwhile.
+const sealAttempts = 5
+
+// proposeSealed proposes what seal makes, again if the root key was rotated between the sealing and the commit.
+func (c *core) proposeSealed(ctx context.Context, seal func() *statev1.Command) (*statev1.Result, error) {
+	for attempt := 1; ; attempt++ {
+		result, err := c.propose(ctx, seal())
+		if attempt == sealAttempts || !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_ROOT_KEY_ROTATED) {
+			return result, err
+		}
+	}
 }
 
 // propose commits a command under an id of its own, so that it takes effect once however often it is retried below.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+
+	"github.com/mayfly-faas/mayfly/proto/fault"
 	statev1 "github.com/mayfly-faas/mayfly/proto/mayfly/state/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -63,6 +66,29 @@ func isDomain(name string) bool {
 		}
 	}
 	return true
+}
+
+// RotateRootKey makes a new root key. Each control-plane node has its own copy, so it is for a cluster of one.
+func (s *clusterService) RotateRootKey(ctx context.Context, _ *mayflyv1.RotateRootKeyRequest) (*mayflyv1.RotateRootKeyResponse, error) {
+	if err := wholeCluster(ctx, "rotate the root key"); err != nil {
+		return nil, err
+	}
+	servers := 0
+	for node := range s.View().Nodes() {
+		if node.GetServer() {
+			servers++
+		}
+	}
+	if servers > 1 {
+		return nil, fault.New(codes.Unimplemented, mayflyv1.ErrorReason_ERROR_REASON_UNIMPLEMENTED,
+			"the root key of a cluster with %d control-plane nodes can't be rotated: each has a copy of it", servers)
+	}
+	r, err := s.Config.RotateRootKey(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s.Log.Info("rotated the root key", "root_key", r.RootKeyID, "access_keys", r.AccessKeys, "secrets", r.Secrets, "request_id", requestID(ctx))
+	return &mayflyv1.RotateRootKeyResponse{RootKeyId: r.RootKeyID, AccessKeys: int32(r.AccessKeys), Secrets: int32(r.Secrets)}, nil
 }
 
 // ListRuntimes shows the managed runtime images of the nodes that are connected.

@@ -79,7 +79,10 @@ func checkConfiguration(c *mayflyv1.FunctionConfiguration) error {
 	if err := checkDescription(c.GetDescription()); err != nil {
 		return err
 	}
-	return checkEnvironment(c.GetEnvironment())
+	if err := checkEnvironment(c.GetEnvironment()); err != nil {
+		return err
+	}
+	return checkSecretRefs(c)
 }
 
 func checkRuntime(name string) error {
@@ -135,11 +138,8 @@ func checkEnvironment(environment map[string]string) error {
 	for _, key := range sortedKeys(environment) {
 		value := environment[key]
 		size += len(key) + len(value)
-		if !isEnvironmentKey(key) {
-			return invalid("environment: %.100q is not a letter followed by letters, digits and \"_\"", key)
-		}
-		if isReservedEnvironmentKey(key) {
-			return invalid("environment: %q is reserved: the platform sets it", key)
+		if err := checkEnvironmentKey("environment", key); err != nil {
+			return err
 		}
 		if strings.ContainsRune(value, 0) {
 			return invalid("environment: the value of %q contains a NUL", key)
@@ -147,6 +147,16 @@ func checkEnvironment(environment map[string]string) error {
 	}
 	if size > maxEnvironment {
 		return invalid("environment has %d bytes in all; at most %d are allowed", size, maxEnvironment)
+	}
+	return nil
+}
+
+func checkEnvironmentKey(field, key string) error {
+	if !isEnvironmentKey(key) {
+		return invalid("%s: %.100q is not a letter followed by letters, digits and \"_\"", field, key)
+	}
+	if isReservedEnvironmentKey(key) {
+		return invalid("%s: %q is reserved: the platform sets it", field, key)
 	}
 	return nil
 }

@@ -36,16 +36,19 @@ type fakeState struct {
 	aliases    map[string]*mayflyv1.Alias
 	keys       map[string]*statev1.AccessKeyRecord
 	nodes      map[string]*mayflyv1.Node
+	secrets    map[string]*statev1.SecretRecord
 	settings   *mayflyv1.Settings
 	// fail is what the next proposals answer.
 	fail error
+	// refuse may refuse a command.
+	refuse func(*statev1.Command) error
 }
 
 func newFakeState() *fakeState {
 	return &fakeState{
 		namespaces: map[string]*mayflyv1.Namespace{"default": {Name: "default", AccountId: "000000000000", Quotas: api.DefaultQuotas()}},
 		functions:  map[string]*mayflyv1.Function{}, versions: map[string]*mayflyv1.Version{}, aliases: map[string]*mayflyv1.Alias{},
-		keys: map[string]*statev1.AccessKeyRecord{}, nodes: map[string]*mayflyv1.Node{},
+		keys: map[string]*statev1.AccessKeyRecord{}, nodes: map[string]*mayflyv1.Node{}, secrets: map[string]*statev1.SecretRecord{},
 		settings: &mayflyv1.Settings{Meta: &mayflyv1.Meta{Revision: 1}, Region: "us-east-1", UrlDomain: "localhost"}, index: 1,
 	}
 }
@@ -58,6 +61,11 @@ func (s *fakeState) Propose(_ context.Context, c *statev1.Command) (*statev1.Res
 	}
 	if s.fail != nil {
 		return nil, s.fail
+	}
+	if s.refuse != nil {
+		if err := s.refuse(c); err != nil {
+			return nil, err
+		}
 	}
 	s.index++
 	s.commands = append(s.commands, proto.CloneOf(c))
@@ -192,7 +200,7 @@ func (s *fakeState) applyFunction(c *statev1.Command) (*statev1.Result, error) {
 		u := op.DeleteAlias
 		delete(s.aliases, u.GetNamespace()+"/"+u.GetFunction()+"/"+u.GetName())
 	default:
-		return nil, errors.New("fake: unknown command")
+		return s.applySecret(c)
 	}
 	return &statev1.Result{}, nil
 }
@@ -215,7 +223,7 @@ func (s *fakeState) change(ns, name string, expected uint64, how func(*mayflyv1.
 func (s *fakeState) configure(fn *mayflyv1.Function, u *statev1.UpdateFunctionConfiguration) {
 	change := proto.CloneOf(u.GetConfiguration())
 	if change != nil {
-		change.Environment, change.Description = nil, ""
+		change.Environment, change.Description, change.SecretEnvironment, change.SecretFiles = nil, "", nil, nil
 		proto.Merge(fn.GetConfiguration(), change)
 	}
 	if slices.Contains(u.GetReplace(), "environment") {
@@ -223,6 +231,12 @@ func (s *fakeState) configure(fn *mayflyv1.Function, u *statev1.UpdateFunctionCo
 	}
 	if slices.Contains(u.GetReplace(), "description") {
 		fn.Configuration.Description = u.GetConfiguration().GetDescription()
+	}
+	if slices.Contains(u.GetReplace(), "secret_environment") {
+		fn.Configuration.SecretEnvironment = u.GetConfiguration().GetSecretEnvironment()
+	}
+	if slices.Contains(u.GetReplace(), "secret_files") {
+		fn.Configuration.SecretFiles = u.GetConfiguration().GetSecretFiles()
 	}
 	if slices.Contains(u.GetReplace(), "tags") {
 		fn.Tags = u.GetTags()
@@ -272,7 +286,7 @@ func (s *fakeState) View() api.View {
 	defer s.mu.Unlock()
 	return &fakeView{
 		index: s.index, namespaces: maps.Clone(s.namespaces), functions: maps.Clone(s.functions), versions: maps.Clone(s.versions),
-		aliases: maps.Clone(s.aliases), keys: maps.Clone(s.keys), nodes: maps.Clone(s.nodes), settings: s.settings,
+		aliases: maps.Clone(s.aliases), keys: maps.Clone(s.keys), nodes: maps.Clone(s.nodes), settings: s.settings, secrets: maps.Clone(s.secrets),
 	}
 }
 
@@ -284,6 +298,7 @@ type fakeView struct {
 	aliases    map[string]*mayflyv1.Alias
 	keys       map[string]*statev1.AccessKeyRecord
 	nodes      map[string]*mayflyv1.Node
+	secrets    map[string]*statev1.SecretRecord
 	settings   *mayflyv1.Settings
 }
 

@@ -56,6 +56,9 @@ func newFunction(ctx context.Context, view View, r *mayflyv1.CreateFunctionReque
 	if err != nil {
 		return nil, err
 	}
+	if err := secretsExist(view, ns.GetName(), configuration); err != nil {
+		return nil, err
+	}
 	if err := checkTags(r.GetTags()); err != nil {
 		return nil, err
 	}
@@ -133,11 +136,15 @@ func matches(fn *mayflyv1.Function, r *mayflyv1.ListFunctionsRequest) bool {
 
 // UpdateFunctionCode makes the function Pending again, with new code.
 func (s *functionService) UpdateFunctionCode(ctx context.Context, r *mayflyv1.UpdateFunctionCodeRequest) (*mayflyv1.UpdateFunctionCodeResponse, error) {
-	fn, ns, err := function(ctx, s.View(), r.GetNamespace(), "name", r.GetName())
+	view := s.View()
+	fn, ns, err := function(ctx, view, r.GetNamespace(), "name", r.GetName())
 	if err != nil {
 		return nil, err
 	}
 	if err := checkRevision("function "+fn.GetName(), fn.GetMeta(), r.GetExpectedRevision()); err != nil {
+		return nil, err
+	}
+	if err := secretsExist(view, ns.GetName(), fn.GetConfiguration()); err != nil {
 		return nil, err
 	}
 	var code *mayflyv1.Code
@@ -194,6 +201,8 @@ func (s *functionService) UpdateFunctionConfiguration(ctx context.Context, r *ma
 const (
 	replaceDescription = "description"
 	replaceEnvironment = "environment"
+	replaceSecretEnv   = "secret_environment"
+	replaceSecretFiles = "secret_files"
 	replaceTags        = "tags"
 )
 
@@ -205,11 +214,16 @@ func checkReplace(r *mayflyv1.UpdateFunctionConfigurationRequest) error {
 	}{
 		{replaceDescription, r.GetConfiguration().GetDescription() != ""},
 		{replaceEnvironment, len(r.GetConfiguration().GetEnvironment()) > 0},
+		{replaceSecretEnv, len(r.GetConfiguration().GetSecretEnvironment()) > 0},
+		{replaceSecretFiles, len(r.GetConfiguration().GetSecretFiles()) > 0},
 		{replaceTags, len(r.GetTags()) > 0},
 	}
 	for _, name := range r.GetReplace() {
-		if name != replaceDescription && name != replaceEnvironment && name != replaceTags {
-			return invalid("replace: %.100q is not one of %s, %s and %s", name, replaceDescription, replaceEnvironment, replaceTags)
+		switch name {
+		case replaceDescription, replaceEnvironment, replaceSecretEnv, replaceSecretFiles, replaceTags:
+		default:
+			return invalid("replace: %.100q is not one of %s, %s, %s, %s and %s", name,
+				replaceDescription, replaceEnvironment, replaceSecretEnv, replaceSecretFiles, replaceTags)
 		}
 	}
 	for _, field := range given {
@@ -243,6 +257,12 @@ func merged(old, change *mayflyv1.FunctionConfiguration, replace []string) *mayf
 	}
 	if slices.Contains(replace, replaceEnvironment) {
 		c.Environment = change.GetEnvironment()
+	}
+	if slices.Contains(replace, replaceSecretEnv) {
+		c.SecretEnvironment = change.GetSecretEnvironment()
+	}
+	if slices.Contains(replace, replaceSecretFiles) {
+		c.SecretFiles = change.GetSecretFiles()
 	}
 	return c
 }

@@ -32,8 +32,10 @@ type bench struct {
 	invoker *fakeInvoker
 	fleet   *fakeFleet
 	keyring *auth.Keyring
-	log     *syncBuffer
-	dial    func(options ...grpc.DialOption) *grpc.ClientConn
+	// rotation is what RotateRootKey answers.
+	rotation func() (auth.Rotation, error)
+	log      *syncBuffer
+	dial     func(options ...grpc.DialOption) *grpc.ClientConn
 	// admin's key is for all namespaces.
 	admin *client
 }
@@ -50,23 +52,24 @@ type client struct {
 	key       mayflyv1.AccessKeyServiceClient
 	namespace mayflyv1.NamespaceServiceClient
 	cluster   mayflyv1.ClusterServiceClient
+	secret    mayflyv1.SecretServiceClient
 	id        string
 }
 
 func newBench(t *testing.T, services ...api.Service) *bench {
 	t.Helper()
-	root, err := auth.EnsureRootKey(filepath.Join(t.TempDir(), "root.key"))
+	root, err := auth.EnsureRootKeys(filepath.Join(t.TempDir(), "root.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyring, err := auth.NewKeyring(root)
+	keyring, err := auth.NewKeyring(root...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := &bench{state: newFakeState(), blobs: fakeBlobs{t.TempDir()}, invoker: &fakeInvoker{}, fleet: &fakeFleet{}, keyring: keyring, log: &syncBuffer{}}
 	log := slog.New(slog.NewTextHandler(b.log, nil))
 	public, err := api.New(api.Config{
-		Propose: b.state.Propose, View: b.state.View, Invoker: b.invoker, Fleet: b.fleet, Blobs: b.blobs, Certificates: fakeCertificates{}, Keyring: keyring,
+		Propose: b.state.Propose, View: b.state.View, Invoker: b.invoker, Fleet: b.fleet, Blobs: b.blobs, Certificates: fakeCertificates{}, Keyring: keyring, RotateRootKey: b.rotate,
 		Self: api.Self{MayflyVersion: "1.2.3", NodeID: "self", NodeName: "server-1", HTTPURL: "http://127.0.0.1:7080", Leader: func() bool { return true }}, Log: log,
 	})
 	if err != nil {
@@ -86,6 +89,8 @@ func newBench(t *testing.T, services ...api.Service) *bench {
 	b.admin = b.as(t, mayflyv1.Role_ROLE_ADMIN, "*")
 	return b
 }
+
+func (b *bench) rotate(context.Context) (auth.Rotation, error) { return b.rotation() }
 
 func (b *bench) serve(t *testing.T, server *grpc.Server) {
 	l := bufconn.Listen(1 << 20)
@@ -134,6 +139,7 @@ func clientOf(conn *grpc.ClientConn, id string) *client {
 		alias: mayflyv1.NewAliasServiceClient(conn), invoke: mayflyv1.NewInvocationServiceClient(conn), log: mayflyv1.NewLogServiceClient(conn),
 		node: mayflyv1.NewNodeServiceClient(conn), key: mayflyv1.NewAccessKeyServiceClient(conn),
 		namespace: mayflyv1.NewNamespaceServiceClient(conn), cluster: mayflyv1.NewClusterServiceClient(conn),
+		secret: mayflyv1.NewSecretServiceClient(conn),
 	}
 }
 

@@ -20,11 +20,12 @@ const (
 	defaultFunctions   = 10_000
 	defaultConcurrency = 1000
 	defaultCodeBytes   = 75 << 30
+	defaultSecrets     = 1000
 )
 
 // DefaultQuotas are those of a namespace that was given none.
 func DefaultQuotas() *mayflyv1.Quotas {
-	return &mayflyv1.Quotas{Functions: defaultFunctions, Concurrency: defaultConcurrency, CodeBytes: defaultCodeBytes}
+	return &mayflyv1.Quotas{Functions: defaultFunctions, Concurrency: defaultConcurrency, CodeBytes: defaultCodeBytes, Secrets: defaultSecrets}
 }
 
 type namespaceService struct {
@@ -62,7 +63,7 @@ func checkQuotas(q *mayflyv1.Quotas) error {
 	for _, quota := range []struct {
 		field string
 		value int64
-	}{{"functions", int64(q.GetFunctions())}, {"concurrency", int64(q.GetConcurrency())}, {"code_bytes", q.GetCodeBytes()}} {
+	}{{"functions", int64(q.GetFunctions())}, {"concurrency", int64(q.GetConcurrency())}, {"code_bytes", q.GetCodeBytes()}, {"secrets", int64(q.GetSecrets())}} {
 		if quota.value < 0 {
 			return invalid("quotas.%s %d is negative", quota.field, quota.value)
 		}

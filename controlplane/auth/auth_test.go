@@ -60,11 +60,11 @@ func newBench(t *testing.T) *bench {
 
 func newKeyring(t *testing.T) *auth.Keyring {
 	t.Helper()
-	root, err := auth.EnsureRootKey(filepath.Join(t.TempDir(), "root.key"))
+	root, err := auth.EnsureRootKeys(filepath.Join(t.TempDir(), "root.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyring, err := auth.NewKeyring(root)
+	keyring, err := auth.NewKeyring(root...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,26 +122,26 @@ func TestSealedSecretsAreBoundToTheirKeyAndRoot(t *testing.T) {
 
 func TestRootKeyFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "server", "root.key")
-	first, err := auth.EnsureRootKey(path)
+	first, err := auth.EnsureRootKeys(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := auth.EnsureRootKey(path)
-	if err != nil || again.ID() != first.ID() || len(first.ID()) != 16 {
-		t.Fatalf("ids %q and %q, %v", first.ID(), again.ID(), err)
+	again, err := auth.EnsureRootKeys(path)
+	if err != nil || again[0].ID() != first[0].ID() || len(first[0].ID()) != 16 {
+		t.Fatalf("ids %q and %q, %v", first[0].ID(), again[0].ID(), err)
 	}
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, %v", info.Mode(), err)
 	}
 	content, err := os.ReadFile(path)
-	if err != nil || strings.Contains(string(content), first.ID()) {
+	if err != nil || strings.Contains(string(content), first[0].ID()) {
 		t.Fatalf("the id is a part of the key: %v", err)
 	}
 	if err := os.WriteFile(path, []byte("short"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := auth.EnsureRootKey(path); err == nil {
+	if _, err := auth.EnsureRootKeys(path); err == nil {
 		t.Error("a damaged root key was replaced or used")
 	}
 }
@@ -425,11 +425,11 @@ func TestEnsureAdmin(t *testing.T) {
 }
 
 func BenchmarkBearer(b *testing.B) {
-	root, err := auth.EnsureRootKey(filepath.Join(b.TempDir(), "root.key"))
+	root, err := auth.EnsureRootKeys(filepath.Join(b.TempDir(), "root.key"))
 	if err != nil {
 		b.Fatal(err)
 	}
-	keyring, err := auth.NewKeyring(root)
+	keyring, err := auth.NewKeyring(root...)
 	if err != nil {
 		b.Fatal(err)
 	}

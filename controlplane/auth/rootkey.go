@@ -22,29 +22,51 @@ type RootKey struct {
 // ID names the key without telling it: the first 16 hexadecimal digits of a hash.
 func (k *RootKey) ID() string { return k.id }
 
-// EnsureRootKey reads the key from path (64 hexadecimal digits), or makes one there with mode 0600, safe on disk before it is used, if there is no file.
-func EnsureRootKey(path string) (*RootKey, error) {
+// EnsureRootKeys reads the keys from path, a line of 64 hexadecimal digits for each: the newest first, and while a rotation
+// is under way the one before. If there is no file it makes one with a new key and mode 0600, safe on disk before it is used.
+func EnsureRootKeys(path string) ([]*RootKey, error) {
 	data, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return makeRootKey(path)
+		keys := []*RootKey{makeRootKey()}
+		return keys, writeRootKeys(path, keys)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the root key: %w", err)
 	}
-	key, err := hex.DecodeString(strings.TrimSpace(string(data)))
-	if err != nil || len(key) != rootKeySize {
-		return nil, fmt.Errorf("root key %s is damaged: want %d hexadecimal digits; restore it from your backup", path, 2*rootKeySize)
+	var keys []*RootKey
+	for line := range strings.Lines(strings.TrimSpace(string(data))) {
+		key, err := hex.DecodeString(strings.TrimSpace(line))
+		if err != nil || len(key) != rootKeySize {
+			return nil, damaged(path)
+		}
+		keys = append(keys, newRootKey(key))
 	}
-	return newRootKey(key), nil
+	if len(keys) == 0 {
+		return nil, damaged(path)
+	}
+	return keys, nil
 }
 
-func makeRootKey(path string) (*RootKey, error) {
+func damaged(path string) error {
+	return fmt.Errorf("root key %s is damaged: want %d hexadecimal digits; restore it from your backup", path, 2*rootKeySize)
+}
+
+func makeRootKey() *RootKey {
 	key := make([]byte, rootKeySize)
 	_, _ = rand.Read(key) // never fails
-	if err := writeFile(path, []byte(hex.EncodeToString(key)+"\n")); err != nil {
-		return nil, fmt.Errorf("store the root key: %w", err)
+	return newRootKey(key)
+}
+
+// writeRootKeys replaces the file; what it held before, or what it holds now, is on disk after a crash at any moment.
+func writeRootKeys(path string, keys []*RootKey) error {
+	var text strings.Builder
+	for _, k := range keys {
+		text.WriteString(hex.EncodeToString(k.bytes) + "\n")
 	}
-	return newRootKey(key), nil
+	if err := writeFile(path, []byte(text.String())); err != nil {
+		return fmt.Errorf("store the root key: %w", err)
+	}
+	return nil
 }
 
 func newRootKey(key []byte) *RootKey {

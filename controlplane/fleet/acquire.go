@@ -85,10 +85,14 @@ func (f *Fleet) takeLocked(key versionKey) (func(namespace, function string) boo
 	view := f.cfg.View()
 	fn, ok := view.Function(key.Namespace, key.Name)
 	if !ok || !key.current(view) {
-		return nil, fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_SANDBOX_GONE,
-			"version %s of function %q in namespace %q was replaced or deleted: resolve it again", key.version, key.Name, key.Namespace)
+		return nil, replaced(key)
 	}
 	return f.limits.take(view, fn)
+}
+
+func replaced(key versionKey) error {
+	return fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_SANDBOX_GONE,
+		"version %s of function %q in namespace %q was replaced or deleted, or a secret of it was: resolve it again", key.version, key.Name, key.Namespace)
 }
 
 func anyFunction(string, string) bool { return true }
@@ -105,6 +109,10 @@ func recall(holders []Holder, match func(namespace, function string) bool, n int
 
 // obtain finds an idle sandbox or starts one. The lease is counted by the caller.
 func (f *Fleet) obtain(ctx context.Context, spec *agentv1.SandboxSpec, key versionKey) (*Lease, *agentv1.CreateSandboxResponse, error) {
+	spec, err := f.withSecrets(spec, key)
+	if err != nil {
+		return nil, nil, err
+	}
 	for attempt := 1; ; attempt++ {
 		p := newPending(spec, key)
 		if err := f.findPlace(ctx, p); err != nil {

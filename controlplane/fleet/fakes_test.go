@@ -38,12 +38,13 @@ type fakeState struct {
 type fakeView struct {
 	functions map[string]*mayflyv1.Function
 	versions  map[string]*mayflyv1.Version
+	secrets   map[string]*statev1.SecretRecord
 	quota     int32
 	changed   chan struct{}
 }
 
 func newFakeState() *fakeState {
-	return &fakeState{view: fakeView{functions: map[string]*mayflyv1.Function{}, versions: map[string]*mayflyv1.Version{}, changed: make(chan struct{})}}
+	return &fakeState{view: fakeView{functions: map[string]*mayflyv1.Function{}, versions: map[string]*mayflyv1.Version{}, secrets: map[string]*statev1.SecretRecord{}, changed: make(chan struct{})}}
 }
 
 func (s *fakeState) View() View {
@@ -60,7 +61,7 @@ func (s *fakeState) change(f func(v *fakeView)) {
 
 func (s *fakeState) changeLocked(f func(v *fakeView)) {
 	next := s.view
-	next.functions, next.versions = maps.Clone(next.functions), maps.Clone(next.versions)
+	next.functions, next.versions, next.secrets = maps.Clone(next.functions), maps.Clone(next.versions), maps.Clone(next.secrets)
 	next.changed = make(chan struct{})
 	f(&next)
 	old := s.view.changed

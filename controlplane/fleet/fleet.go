@@ -31,6 +31,10 @@ type View interface {
 	Namespace(name string) (*mayflyv1.Namespace, bool)
 	Function(namespace, name string) (*mayflyv1.Function, bool)
 	Version(namespace, function string, number int64) (*mayflyv1.Version, bool)
+	Secret(namespace, name string) (*statev1.SecretRecord, bool)
+	// SecretsRevision changes with the values of the secrets that a configuration refers to; missing names one that
+	// doesn't exist.
+	SecretsRevision(namespace string, c *mayflyv1.FunctionConfiguration) (revision uint64, missing string)
 	// Functions of a namespace, or of all ("").
 	Functions(namespace, after string) iter.Seq[*mayflyv1.Function]
 	// Changed is closed at the first commit after the view.
@@ -75,6 +79,8 @@ type Config struct {
 	View   func() View
 	// Propose commits a command; its error says by a code of Unavailable that trying again may help.
 	Propose func(ctx context.Context, c *statev1.Command) (*statev1.Result, error)
+	// OpenSecret reads the value of a secret; nil: no function refers to any.
+	OpenSecret func(*statev1.SecretRecord) ([]byte, error)
 	// IsLeader says whether this node prepares functions; nil: always.
 	IsLeader func() bool
 	// Term is the term of the home's grants; nil: 1. Grants also stay above those that agents report.

@@ -92,15 +92,15 @@ func (f *Fleet) runRetirement(ctx context.Context) error {
 	}
 }
 
-// retire destroys idle sandboxes of versions that view has no more, and recalls leases of them and those over a
-// function's limit.
+// retire destroys idle sandboxes of versions that view has no more, or with other secrets, and recalls leases of them and
+// those over a function's limit.
 func (f *Fleet) retire(view View) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for key, v := range f.versions {
 		if v.retired = !key.current(view); v.retired {
 			for len(v.idle) > 0 {
-				f.destroyLocked(v.idle[0], "its version was replaced")
+				f.destroyLocked(v.idle[0], outdated)
 			}
 		}
 	}

@@ -6,35 +6,53 @@ import (
 	"time"
 
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
+	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 	"github.com/mayfly-faas/mayfly/scheduler"
 )
 
 // latest is the version name of a function's unpublished code.
 const latest = "$LATEST"
 
+// outdated is why a sandbox of a retired version is destroyed.
+const outdated = "its version or a secret of it was replaced"
+
 // versionKey names what a sandbox runs; it never runs anything else.
 type versionKey struct {
 	scheduler.Function
 	version  string
 	revision uint64
+	// secrets is the revision of the values that it started with.
+	secrets uint64
 }
 
 func keyOf(spec *agentv1.SandboxSpec) versionKey {
-	return versionKey{scheduler.Function{Namespace: spec.GetNamespace(), Name: spec.GetFunction()}, spec.GetVersion(), spec.GetCodeRevision()}
+	return versionKey{
+		scheduler.Function{Namespace: spec.GetNamespace(), Name: spec.GetFunction()}, spec.GetVersion(), spec.GetCodeRevision(), spec.GetSecretsRevision(),
+	}
 }
 
-// current tells whether view still has the version, with the same revision.
+// current tells whether view still has the version, with the same revision of code and secrets.
 func (k versionKey) current(view View) bool {
+	c, revision, ok := k.configuration(view)
+	if !ok || revision != k.revision {
+		return false
+	}
+	secrets, missing := view.SecretsRevision(k.Namespace, c)
+	return missing == "" && secrets == k.secrets
+}
+
+// configuration is what view has for the version.
+func (k versionKey) configuration(view View) (c *mayflyv1.FunctionConfiguration, codeRevision uint64, ok bool) {
 	if k.version == latest {
 		fn, ok := view.Function(k.Namespace, k.Name)
-		return ok && fn.GetCodeRevision() == k.revision
+		return fn.GetConfiguration(), fn.GetCodeRevision(), ok
 	}
 	number, err := strconv.ParseInt(k.version, 10, 64)
 	if err != nil {
-		return false
+		return nil, 0, false
 	}
 	v, ok := view.Version(k.Namespace, k.Name, number)
-	return ok && v.GetCodeRevision() == k.revision
+	return v.GetConfiguration(), v.GetCodeRevision(), ok
 }
 
 // version is the sandboxes of one version; retired, it gets no new invocation.
@@ -126,7 +144,7 @@ func (f *Fleet) becomeIdleLocked(sb *sandbox) {
 	sb.state, sb.lastUsed = idle, time.Now()
 	v := f.versions[sb.key]
 	if v.retired {
-		f.destroyLocked(sb, "its version was replaced")
+		f.destroyLocked(sb, outdated)
 		return
 	}
 	v.idle = append(v.idle, sb)
@@ -157,7 +175,9 @@ func (f *Fleet) adoptLocked(n *node, status *agentv1.SandboxStatus) {
 	f.raiseGrantLocked(status.GetGrant())
 	sb := &sandbox{
 		id: status.GetSandboxId(), node: n, session: n.session, memory: status.GetMemoryBytes(), state: foreign, lastUsed: time.Now(),
-		key: versionKey{scheduler.Function{Namespace: status.GetNamespace(), Name: status.GetFunction()}, status.GetVersion(), status.GetCodeRevision()},
+		key: versionKey{
+			scheduler.Function{Namespace: status.GetNamespace(), Name: status.GetFunction()}, status.GetVersion(), status.GetCodeRevision(), status.GetSecretsRevision(),
+		},
 	}
 	f.addLocked(sb)
 	if status.GetState() == agentv1.SandboxState_SANDBOX_STATE_IDLE {

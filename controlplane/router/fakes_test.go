@@ -37,13 +37,14 @@ type fakeView struct {
 	functions map[string]*mayflyv1.Function
 	versions  map[string]*mayflyv1.Version
 	aliases   map[string]*mayflyv1.Alias
+	secrets   map[string]uint64 // revisions of values
 	changed   chan struct{}
 }
 
 func newFakeState() *fakeState {
 	return &fakeState{view: fakeView{
 		functions: map[string]*mayflyv1.Function{}, versions: map[string]*mayflyv1.Version{},
-		aliases: map[string]*mayflyv1.Alias{}, changed: make(chan struct{}),
+		aliases: map[string]*mayflyv1.Alias{}, secrets: map[string]uint64{}, changed: make(chan struct{}),
 	}}
 }
 
@@ -58,6 +59,7 @@ func (s *fakeState) change(f func(v *fakeView)) {
 	defer s.mu.Unlock()
 	next := s.view
 	next.functions, next.versions, next.aliases = maps.Clone(next.functions), maps.Clone(next.versions), maps.Clone(next.aliases)
+	next.secrets = maps.Clone(next.secrets)
 	next.changed = make(chan struct{})
 	f(&next)
 	old := s.view.changed

@@ -19,6 +19,7 @@ type poolKey struct {
 	functionKey
 	version  string
 	revision uint64
+	secrets  uint64
 }
 
 // function counts what waits for any version of it.

@@ -122,7 +122,8 @@ func (rs *routes) forget(k routeKey) {
 
 // Resolve finds the version to run. function is NAME, NAME:QUALIFIER or an ARN; an empty namespace is "default"; an
 // empty qualifier is $LATEST. Of an alias with weights one version is drawn. It doesn't say whether the function is
-// Active. Errors: NAMESPACE_, FUNCTION_, VERSION_, ALIAS_NOT_FOUND, INVALID_NAME.
+// Active. Errors: NAMESPACE_, FUNCTION_, VERSION_, ALIAS_NOT_FOUND, INVALID_NAME; SECRET_NOT_FOUND (FailedPrecondition):
+// the version refers to a secret that was deleted.
 func (r *Router) Resolve(namespace, function, qualifier string) (*Target, error) {
 	return r.resolve(routeKey{namespace, function, qualifier})
 }
@@ -232,7 +233,9 @@ func (b *builder) add(version string, bound float64) error {
 	spec := b.spec()
 	if version == "" || version == latest {
 		spec.Version, spec.CodeRevision = latest, b.function.GetCodeRevision()
-		configure(spec, b.function.GetConfiguration(), b.function.GetCode())
+		if err := b.configure(spec, b.function.GetConfiguration(), b.function.GetCode()); err != nil {
+			return err
+		}
 	} else if err := b.published(spec, version); err != nil {
 		return err
 	}
@@ -254,8 +257,7 @@ func (b *builder) published(spec *agentv1.SandboxSpec, version string) error {
 			"function %q in namespace %q has no version %s: see `mayfly version list %s`", fn.GetName(), fn.GetNamespace(), version, fn.GetName())
 	}
 	spec.Version, spec.CodeRevision = strconv.FormatInt(number, 10), v.GetCodeRevision()
-	configure(spec, v.GetConfiguration(), v.GetCode())
-	return nil
+	return b.configure(spec, v.GetConfiguration(), v.GetCode())
 }
 
 func (b *builder) spec() *agentv1.SandboxSpec {
@@ -269,7 +271,13 @@ func (b *builder) spec() *agentv1.SandboxSpec {
 	}
 }
 
-func configure(spec *agentv1.SandboxSpec, c *mayflyv1.FunctionConfiguration, code *mayflyv1.Code) {
+func (b *builder) configure(spec *agentv1.SandboxSpec, c *mayflyv1.FunctionConfiguration, code *mayflyv1.Code) error {
+	var missing string
+	if spec.SecretsRevision, missing = b.view.SecretsRevision(spec.GetNamespace(), c); missing != "" {
+		return fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_SECRET_NOT_FOUND,
+			"version %s of function %q in namespace %q can't start: secret %q, which it refers to, does not exist; create it, or remove the reference",
+			spec.GetVersion(), spec.GetFunction(), spec.GetNamespace(), missing)
+	}
 	memory := int64(orDefault(c.GetMemoryMb(), defaultMemoryMB))
 	spec.Runtime, spec.Handler, spec.Environment = c.GetRuntime(), c.GetHandler(), c.GetEnvironment()
 	spec.CodeDigest, spec.CodeSizeBytes = code.GetDigest(), code.GetSizeBytes()
@@ -278,6 +286,7 @@ func configure(spec *agentv1.SandboxSpec, c *mayflyv1.FunctionConfiguration, cod
 	if spec.Timeout = c.GetTimeout(); spec.Timeout.AsDuration() <= 0 {
 		spec.Timeout = durationpb.New(defaultTimeout)
 	}
+	return nil
 }
 
 func orDefault(v, d int32) int32 {
@@ -295,9 +304,15 @@ func (r *Router) outdated(t *Target) bool {
 		return true
 	}
 	if t.Version() == latest {
-		return fn.GetCodeRevision() != t.Spec.GetCodeRevision()
+		return fn.GetCodeRevision() != t.Spec.GetCodeRevision() || otherSecrets(v, t.Spec, fn.GetConfiguration())
 	}
 	number, _ := strconv.ParseInt(t.Version(), 10, 64) // a target's version is a number
 	published, ok := v.Version(t.Spec.GetNamespace(), t.Spec.GetFunction(), number)
-	return !ok || published.GetCodeRevision() != t.Spec.GetCodeRevision()
+	return !ok || published.GetCodeRevision() != t.Spec.GetCodeRevision() || otherSecrets(v, t.Spec, published.GetConfiguration())
+}
+
+// otherSecrets tells whether values have changed since spec was made.
+func otherSecrets(v View, spec *agentv1.SandboxSpec, c *mayflyv1.FunctionConfiguration) bool {
+	revision, missing := v.SecretsRevision(spec.GetNamespace(), c)
+	return missing != "" || revision != spec.GetSecretsRevision()
 }

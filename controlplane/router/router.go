@@ -31,6 +31,9 @@ type View interface {
 	Version(namespace, function string, number int64) (*mayflyv1.Version, bool)
 	Alias(namespace, function, name string) (*mayflyv1.Alias, bool)
 	Settings() *mayflyv1.Settings
+	// SecretsRevision changes with the values of the secrets that a configuration refers to; missing names one that
+	// doesn't exist.
+	SecretsRevision(namespace string, c *mayflyv1.FunctionConfiguration) (revision uint64, missing string)
 	// Changed is closed at the first commit after the view.
 	Changed() <-chan struct{}
 }
@@ -199,7 +202,7 @@ func (r *Router) allPools() []*pool {
 // poolFor finds or makes the pool of a version.
 func (r *Router) poolFor(spec *agentv1.SandboxSpec) *pool {
 	fk := functionKey{spec.GetNamespace(), spec.GetFunction()}
-	k := poolKey{fk, spec.GetVersion(), spec.GetCodeRevision()}
+	k := poolKey{fk, spec.GetVersion(), spec.GetCodeRevision(), spec.GetSecretsRevision()}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p := r.pools[k]; p != nil && !p.isClosed() {

@@ -25,6 +25,9 @@ func (t *tx) createAccessKey(c *statev1.CreateAccessKey) (*mayflyv1.AccessKey, e
 	if _, ok := get[*statev1.AccessKeyRecord](t.mem, key(prefixAccessKey, k.GetId())); ok {
 		return nil, exists("access key %s exists already: make another one", k.GetId())
 	}
+	if err := t.checkRootKey(r.GetRootKeyId()); err != nil {
+		return nil, err
+	}
 	k.Meta = t.newMeta()
 	t.put(nil, r)
 	return k, nil

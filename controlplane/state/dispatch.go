@@ -55,6 +55,12 @@ func (t *tx) dispatchRest(c *statev1.Command) (*statev1.Result, error) {
 		return answerAccessKey(t.updateAccessKey(op.UpdateAccessKey))
 	case *statev1.Command_DeleteAccessKey:
 		return answerAccessKey(t.deleteAccessKey(op.DeleteAccessKey))
+	case *statev1.Command_CreateSecret:
+		return answerSecret(t.createSecret(op.CreateSecret))
+	case *statev1.Command_UpdateSecret:
+		return answerSecret(t.updateSecret(op.UpdateSecret))
+	case *statev1.Command_DeleteSecret:
+		return answerSecret(t.deleteSecret(op.DeleteSecret))
 	case *statev1.Command_PutNode:
 		return answerNode(t.putNode(op.PutNode))
 	case *statev1.Command_DeleteNode:
@@ -63,6 +69,12 @@ func (t *tx) dispatchRest(c *statev1.Command) (*statev1.Result, error) {
 		return answerSettings(t.updateSettings(op.UpdateSettings))
 	case *statev1.Command_InitCluster:
 		return answerSettings(t.initCluster(op.InitCluster))
+	case *statev1.Command_SetRootKey:
+		return &statev1.Result{}, t.setRootKey(op.SetRootKey)
+	case *statev1.Command_ResealAccessKey:
+		return &statev1.Result{}, t.resealAccessKey(op.ResealAccessKey)
+	case *statev1.Command_ResealSecret:
+		return &statev1.Result{}, t.resealSecret(op.ResealSecret)
 	}
 	return nil, unknownCommand(c)
 }
@@ -109,6 +121,13 @@ func answerAccessKey(k *mayflyv1.AccessKey, err error) (*statev1.Result, error) 
 		return nil, err
 	}
 	return &statev1.Result{Resource: &statev1.Result_AccessKey{AccessKey: k}}, nil
+}
+
+func answerSecret(s *mayflyv1.Secret, err error) (*statev1.Result, error) {
+	if err != nil {
+		return nil, err
+	}
+	return &statev1.Result{Resource: &statev1.Result_Secret{Secret: s}}, nil
 }
 
 func answerNode(n *mayflyv1.Node, err error) (*statev1.Result, error) {

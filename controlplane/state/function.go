@@ -3,6 +3,7 @@ package state
 import (
 	"fmt"
 	"maps"
+	"slices"
 
 	"google.golang.org/protobuf/proto"
 
@@ -51,6 +52,9 @@ func (t *tx) checkNewFunction(f *mayflyv1.Function, n *mayflyv1.Namespace) error
 	if err := t.checkCode(n, f.GetCode(), nil); err != nil {
 		return err
 	}
+	if err := t.checkSecrets(n.GetName(), f.GetConfiguration()); err != nil {
+		return err
+	}
 	if err := t.checkReserved(&mayflyv1.Function{Name: f.GetName()}, n, f.ReservedConcurrency); err != nil {
 		return err
 	}
@@ -66,6 +70,9 @@ func (t *tx) updateFunctionCode(c *statev1.UpdateFunctionCode) (*mayflyv1.Functi
 		return nil, err
 	}
 	if err := t.checkCode(n, c.GetCode(), old.GetCode()); err != nil {
+		return nil, err
+	}
+	if err := t.checkSecrets(n.GetName(), old.GetConfiguration()); err != nil {
 		return nil, err
 	}
 	f := t.editFunction(old)
@@ -94,6 +101,9 @@ func (t *tx) updateFunctionConfiguration(c *statev1.UpdateFunctionConfiguration)
 		}
 	}
 	if runsOtherwise(old.GetConfiguration(), f.GetConfiguration()) {
+		if err := t.checkSecrets(f.GetNamespace(), f.GetConfiguration()); err != nil {
+			return nil, err
+		}
 		f.CodeRevision = t.index
 	}
 	if old.GetConfiguration().GetRuntime() != f.GetConfiguration().GetRuntime() {
@@ -128,10 +138,14 @@ func replaceField(f *mayflyv1.Function, field string, c *statev1.UpdateFunctionC
 		f.Configuration.Description = c.GetConfiguration().GetDescription()
 	case "environment":
 		f.Configuration.Environment = maps.Clone(c.GetConfiguration().GetEnvironment())
+	case "secret_environment":
+		f.Configuration.SecretEnvironment = maps.Clone(c.GetConfiguration().GetSecretEnvironment())
+	case "secret_files":
+		f.Configuration.SecretFiles = slices.Clone(c.GetConfiguration().GetSecretFiles())
 	case "tags":
 		f.Tags = maps.Clone(c.GetTags())
 	default:
-		return unknownField(field, "description, environment and tags")
+		return unknownField(field, "description, environment, secret_environment, secret_files and tags")
 	}
 	return nil
 }

@@ -108,6 +108,9 @@ func (m *machine) records() string {
 	var b bytes.Buffer
 	for n := range v.Namespaces() {
 		fmt.Fprintln(&b, n, v.Usage(n.GetName()))
+		for s := range v.Secrets(n.GetName(), "") {
+			fmt.Fprintln(&b, s)
+		}
 	}
 	for f := range v.Functions("", "") {
 		fmt.Fprintln(&b, f)

@@ -17,6 +17,7 @@ const (
 	prefixNamespace = 'n' // name
 	prefixProposal  = 'p' // index (8 bytes big-endian), proposal id
 	prefixSettings  = 's'
+	prefixSecret    = 't' // namespace NUL name
 	prefixVersion   = 'v' // namespace NUL function NUL number (8 bytes big-endian)
 )
 

@@ -103,6 +103,8 @@ func newEntry(m proto.Message) *entry {
 		e.key = key(prefixAlias, v.GetNamespace(), v.GetFunction(), v.GetName())
 	case *statev1.AccessKeyRecord:
 		e.key = key(prefixAccessKey, v.GetAccessKey().GetId())
+	case *statev1.SecretRecord:
+		e.key = key(prefixSecret, v.GetSecret().GetNamespace(), v.GetSecret().GetName())
 	case *mayflyv1.Node:
 		e.key = key(prefixNode, v.GetId())
 		e.alt = key(prefixNode, v.GetName())
@@ -127,6 +129,8 @@ func blank(prefix byte) proto.Message {
 		return &mayflyv1.Alias{}
 	case prefixAccessKey:
 		return &statev1.AccessKeyRecord{}
+	case prefixSecret:
+		return &statev1.SecretRecord{}
 	case prefixNode:
 		return &mayflyv1.Node{}
 	case prefixSettings:

@@ -23,6 +23,8 @@ const (
 	DefaultFunctions   = 10_000
 	DefaultConcurrency = 1_000
 	DefaultCodeBytes   = 75 << 30
+	// DefaultSecrets is meant by a stored quota of 0 too: older namespaces have none.
+	DefaultSecrets = 1_000
 )
 
 // minUnreserved is how much of a namespace's concurrency must stay for functions without a reservation, as in AWS Lambda.
@@ -93,9 +95,9 @@ func (t *tx) deleteNamespace(c *statev1.DeleteNamespace) (*mayflyv1.Namespace, e
 	if n.GetName() == DefaultNamespace {
 		return nil, inUse("namespace %q can't be deleted: it always exists", DefaultNamespace)
 	}
-	if u := t.usage(n.GetName()); u.Functions > 0 || u.AccessKeys > 0 {
-		return nil, inUse("namespace %q can't be deleted: %d functions and %d access keys belong to it; delete them first",
-			n.GetName(), u.Functions, u.AccessKeys)
+	if u := t.usage(n.GetName()); u.Functions > 0 || u.AccessKeys > 0 || u.Secrets > 0 {
+		return nil, inUse("namespace %q can't be deleted: %d functions, %d access keys and %d secrets belong to it; delete them first",
+			n.GetName(), u.Functions, u.AccessKeys, u.Secrets)
 	}
 	t.remove(n)
 	return n, nil
@@ -132,11 +134,14 @@ func mergeQuotas(old, new *mayflyv1.Quotas) *mayflyv1.Quotas {
 	if v := new.GetCodeBytes(); v != 0 {
 		q.CodeBytes = v
 	}
+	if v := new.GetSecrets(); v != 0 {
+		q.Secrets = v
+	}
 	return q
 }
 
 func checkQuotas(q *mayflyv1.Quotas) error {
-	if q.GetFunctions() < 0 || q.GetConcurrency() < 0 || q.GetCodeBytes() < 0 {
+	if q.GetFunctions() < 0 || q.GetConcurrency() < 0 || q.GetCodeBytes() < 0 || q.GetSecrets() < 0 {
 		return fault.Invalid(mayflyv1.ErrorReason_ERROR_REASON_INVALID_ARGUMENT, "a quota is negative: give a positive number, or 0 for its default or what it was")
 	}
 	return nil

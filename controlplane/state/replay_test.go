@@ -2,6 +2,7 @@ package state_test
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"testing"
 
@@ -44,6 +45,23 @@ func anyCommand(t *rapid.T) *statev1.Command {
 				Tags:          map[string]string{"x": fmt.Sprint(n()), "y": "z"},
 			})
 		},
+		func() *statev1.Command {
+			return updateConfiguration(&statev1.UpdateFunctionConfiguration{
+				Name: fn(), Replace: []string{"secret_environment", "secret_files"},
+				Configuration: &mayflyv1.FunctionConfiguration{
+					SecretEnvironment: rapid.MapOfN(rapid.SampledFrom([]string{"A", "B"}), rapid.SampledFrom([]string{"s1", "s2"}), 0, 2).Draw(t, "variables"),
+					SecretFiles:       rapid.SliceOfN(rapid.SampledFrom([]string{"s1", "s2"}), 0, 1).Draw(t, "files"),
+				},
+			})
+		},
+		func() *statev1.Command { return createSecret(ns(), fmt.Sprint("s", n()), n() == 0) },
+		func() *statev1.Command { return createSecret("default", fmt.Sprint("s", n()), false) },
+		func() *statev1.Command {
+			return updateSecret(&statev1.UpdateSecret{
+				Name: fmt.Sprint("s", n()), SealedValue: []byte("SeAlEd2"), RootKeyId: "r1", SizeBytes: 1, Binary: n() == 0, ExpectedRevision: rev(),
+			})
+		},
+		func() *statev1.Command { return deleteSecret(fmt.Sprint("s", n()), n() == 0, rev()) },
 		func() *statev1.Command { return deleteFunction(fn(), rev()) },
 		func() *statev1.Command { return setState(fn(), uint64(n()), mayflyv1.FunctionState(n()%4)) },
 		func() *statev1.Command { return reserve(fn(), new(int32(n()*300-300))) },
@@ -63,7 +81,7 @@ func anyCommand(t *rapid.T) *statev1.Command {
 		},
 		func() *statev1.Command { return deleteAlias(fn(), "live", rev()) },
 		func() *statev1.Command {
-			return createNamespace(ns(), fmt.Sprintf("%012d", n()), &mayflyv1.Quotas{Functions: int32(n()), CodeBytes: int64(100 * n())})
+			return createNamespace(ns(), fmt.Sprintf("%012d", n()), &mayflyv1.Quotas{Functions: int32(n()), CodeBytes: int64(100 * n()), Secrets: int32(n())})
 		},
 		func() *statev1.Command {
 			return updateNamespace(ns(), &mayflyv1.Quotas{Concurrency: int32(n() * 250), CodeBytes: int64(n() * 150)}, rev())
@@ -80,6 +98,17 @@ func anyCommand(t *rapid.T) *statev1.Command {
 		func() *statev1.Command { return deleteNode(fmt.Sprint("id", n())) },
 		func() *statev1.Command {
 			return updateSettings(&mayflyv1.Settings{Region: rapid.SampledFrom([]string{"", "eu-1"}).Draw(t, "region"), UrlDomain: "d"}, rev())
+		},
+		func() *statev1.Command { return setRootKey(fmt.Sprint("r", n())) },
+		func() *statev1.Command {
+			return &statev1.Command{Operation: &statev1.Command_ResealSecret{ResealSecret: &statev1.ResealSecret{
+				Namespace: "default", Name: fmt.Sprint("s", n()), FromRootKeyId: "r1", SealedValue: []byte("SeAlEd3"), RootKeyId: fmt.Sprint("r", n()),
+			}}}
+		},
+		func() *statev1.Command {
+			return &statev1.Command{Operation: &statev1.Command_ResealAccessKey{ResealAccessKey: &statev1.ResealAccessKey{
+				Id: fmt.Sprint("AKIA", n()), FromRootKeyId: "r1", SealedSecret: []byte("SeAlEd3"), RootKeyId: fmt.Sprint("r", n()),
+			}}}
 		},
 		initCluster,
 		func() *statev1.Command { return &statev1.Command{} },
@@ -212,7 +241,7 @@ func checkInvariants(t *rapid.T, v, last state.View) {
 	for n := range v.Namespaces() {
 		u, was := v.Usage(n.GetName()), last.Usage(n.GetName())
 		q := n.GetQuotas()
-		if u.Functions > int(q.GetFunctions()) && u.Functions > was.Functions || u.CodeBytes > q.GetCodeBytes() && u.CodeBytes > was.CodeBytes ||
+		if u.Functions > int(q.GetFunctions()) && u.Functions > was.Functions || u.Secrets > cmp.Or(int(q.GetSecrets()), state.DefaultSecrets) && u.Secrets > was.Secrets || u.CodeBytes > q.GetCodeBytes() && u.CodeBytes > was.CodeBytes ||
 			u.ReservedConcurrency > int64(q.GetConcurrency()) && u.ReservedConcurrency > was.ReservedConcurrency {
 			t.Fatalf("namespace %v uses %v, before %v", n, u, was)
 		}

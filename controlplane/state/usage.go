@@ -17,6 +17,7 @@ type Usage struct {
 	Functions int
 	// AccessKeys of this namespace alone, not those of all namespaces.
 	AccessKeys int
+	Secrets    int
 	// ReservedConcurrency is the sum over its functions.
 	ReservedConcurrency int64
 	// CodeBytes counts every package once, whoever refers to it.
@@ -47,6 +48,7 @@ func codeKey(digest, namespace string) []byte {
 type share struct {
 	namespace       string
 	functions, keys int
+	secrets         int
 	reserved        int64
 	digest          string
 	size            int64
@@ -65,6 +67,8 @@ func shareOf(m proto.Message) share {
 		if v.GetAccessKey().GetNamespace() != AllNamespaces {
 			return share{namespace: v.GetAccessKey().GetNamespace(), keys: 1}
 		}
+	case *statev1.SecretRecord:
+		return share{namespace: v.GetSecret().GetNamespace(), secrets: 1}
 	}
 	return share{}
 }
@@ -95,6 +99,7 @@ func (l *ledger) add(txn *memdb.Txn, s share, sign int) {
 	u := l.usageOf(txn, s.namespace)
 	u.Functions += sign * s.functions
 	u.AccessKeys += sign * s.keys
+	u.Secrets += sign * s.secrets
 	u.ReservedConcurrency += int64(sign) * s.reserved
 	if s.digest == "" {
 		return

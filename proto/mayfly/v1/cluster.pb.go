@@ -558,6 +558,104 @@ func (x *ListRuntimesResponse) GetRuntimes() []*RuntimeImage {
 	return nil
 }
 
+type RotateRootKeyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootKeyRequest) Reset() {
+	*x = RotateRootKeyRequest{}
+	mi := &file_mayfly_v1_cluster_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootKeyRequest) ProtoMessage() {}
+
+func (x *RotateRootKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_v1_cluster_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateRootKeyRequest) Descriptor() ([]byte, []int) {
+	return file_mayfly_v1_cluster_proto_rawDescGZIP(), []int{10}
+}
+
+type RotateRootKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the new key: what names it, not the key itself.
+	RootKeyId string `protobuf:"bytes,1,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	// How many were sealed anew.
+	AccessKeys    int32 `protobuf:"varint,2,opt,name=access_keys,json=accessKeys,proto3" json:"access_keys,omitempty"`
+	Secrets       int32 `protobuf:"varint,3,opt,name=secrets,proto3" json:"secrets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateRootKeyResponse) Reset() {
+	*x = RotateRootKeyResponse{}
+	mi := &file_mayfly_v1_cluster_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateRootKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateRootKeyResponse) ProtoMessage() {}
+
+func (x *RotateRootKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_v1_cluster_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateRootKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateRootKeyResponse) Descriptor() ([]byte, []int) {
+	return file_mayfly_v1_cluster_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RotateRootKeyResponse) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
+func (x *RotateRootKeyResponse) GetAccessKeys() int32 {
+	if x != nil {
+		return x.AccessKeys
+	}
+	return 0
+}
+
+func (x *RotateRootKeyResponse) GetSecrets() int32 {
+	if x != nil {
+		return x.Secrets
+	}
+	return 0
+}
+
 var File_mayfly_v1_cluster_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_cluster_proto_rawDesc = "" +
@@ -596,11 +694,18 @@ const file_mayfly_v1_cluster_proto_rawDesc = "" +
 	"\aversion\x18\x06 \x01(\tR\aversion\"\x15\n" +
 	"\x13ListRuntimesRequest\"K\n" +
 	"\x14ListRuntimesResponse\x123\n" +
-	"\bruntimes\x18\x01 \x03(\v2\x17.mayfly.v1.RuntimeImageR\bruntimes2\xe0\x02\n" +
+	"\bruntimes\x18\x01 \x03(\v2\x17.mayfly.v1.RuntimeImageR\bruntimes\"\x16\n" +
+	"\x14RotateRootKeyRequest\"r\n" +
+	"\x15RotateRootKeyResponse\x12\x1e\n" +
+	"\vroot_key_id\x18\x01 \x01(\tR\trootKeyId\x12\x1f\n" +
+	"\vaccess_keys\x18\x02 \x01(\x05R\n" +
+	"accessKeys\x12\x18\n" +
+	"\asecrets\x18\x03 \x01(\x05R\asecrets2\xba\x03\n" +
 	"\x0eClusterService\x12F\n" +
 	"\aGetInfo\x12\x19.mayfly.v1.GetInfoRequest\x1a\x1a.mayfly.v1.GetInfoResponse\"\x04\xe8\xe0\x18\x01\x12R\n" +
 	"\vGetSettings\x12\x1d.mayfly.v1.GetSettingsRequest\x1a\x1e.mayfly.v1.GetSettingsResponse\"\x04\xe8\xe0\x18\x01\x12[\n" +
-	"\x0eUpdateSettings\x12 .mayfly.v1.UpdateSettingsRequest\x1a!.mayfly.v1.UpdateSettingsResponse\"\x04\xe8\xe0\x18\x04\x12U\n" +
+	"\x0eUpdateSettings\x12 .mayfly.v1.UpdateSettingsRequest\x1a!.mayfly.v1.UpdateSettingsResponse\"\x04\xe8\xe0\x18\x04\x12X\n" +
+	"\rRotateRootKey\x12\x1f.mayfly.v1.RotateRootKeyRequest\x1a .mayfly.v1.RotateRootKeyResponse\"\x04\xe8\xe0\x18\x04\x12U\n" +
 	"\fListRuntimes\x12\x1e.mayfly.v1.ListRuntimesRequest\x1a\x1f.mayfly.v1.ListRuntimesResponse\"\x04\xe8\xe0\x18\x01B8Z6github.com/mayfly-faas/mayfly/proto/mayfly/v1;mayflyv1b\x06proto3"
 
 var (
@@ -615,7 +720,7 @@ func file_mayfly_v1_cluster_proto_rawDescGZIP() []byte {
 	return file_mayfly_v1_cluster_proto_rawDescData
 }
 
-var file_mayfly_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_mayfly_v1_cluster_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_mayfly_v1_cluster_proto_goTypes = []any{
 	(*Settings)(nil),               // 0: mayfly.v1.Settings
 	(*GetInfoRequest)(nil),         // 1: mayfly.v1.GetInfoRequest
@@ -627,26 +732,30 @@ var file_mayfly_v1_cluster_proto_goTypes = []any{
 	(*RuntimeImage)(nil),           // 7: mayfly.v1.RuntimeImage
 	(*ListRuntimesRequest)(nil),    // 8: mayfly.v1.ListRuntimesRequest
 	(*ListRuntimesResponse)(nil),   // 9: mayfly.v1.ListRuntimesResponse
-	(*Meta)(nil),                   // 10: mayfly.v1.Meta
-	(*timestamppb.Timestamp)(nil),  // 11: google.protobuf.Timestamp
+	(*RotateRootKeyRequest)(nil),   // 10: mayfly.v1.RotateRootKeyRequest
+	(*RotateRootKeyResponse)(nil),  // 11: mayfly.v1.RotateRootKeyResponse
+	(*Meta)(nil),                   // 12: mayfly.v1.Meta
+	(*timestamppb.Timestamp)(nil),  // 13: google.protobuf.Timestamp
 }
 var file_mayfly_v1_cluster_proto_depIdxs = []int32{
-	10, // 0: mayfly.v1.Settings.meta:type_name -> mayfly.v1.Meta
+	12, // 0: mayfly.v1.Settings.meta:type_name -> mayfly.v1.Meta
 	0,  // 1: mayfly.v1.GetSettingsResponse.settings:type_name -> mayfly.v1.Settings
 	0,  // 2: mayfly.v1.UpdateSettingsRequest.settings:type_name -> mayfly.v1.Settings
 	0,  // 3: mayfly.v1.UpdateSettingsResponse.settings:type_name -> mayfly.v1.Settings
-	11, // 4: mayfly.v1.RuntimeImage.built_at:type_name -> google.protobuf.Timestamp
+	13, // 4: mayfly.v1.RuntimeImage.built_at:type_name -> google.protobuf.Timestamp
 	7,  // 5: mayfly.v1.ListRuntimesResponse.runtimes:type_name -> mayfly.v1.RuntimeImage
 	1,  // 6: mayfly.v1.ClusterService.GetInfo:input_type -> mayfly.v1.GetInfoRequest
 	3,  // 7: mayfly.v1.ClusterService.GetSettings:input_type -> mayfly.v1.GetSettingsRequest
 	5,  // 8: mayfly.v1.ClusterService.UpdateSettings:input_type -> mayfly.v1.UpdateSettingsRequest
-	8,  // 9: mayfly.v1.ClusterService.ListRuntimes:input_type -> mayfly.v1.ListRuntimesRequest
-	2,  // 10: mayfly.v1.ClusterService.GetInfo:output_type -> mayfly.v1.GetInfoResponse
-	4,  // 11: mayfly.v1.ClusterService.GetSettings:output_type -> mayfly.v1.GetSettingsResponse
-	6,  // 12: mayfly.v1.ClusterService.UpdateSettings:output_type -> mayfly.v1.UpdateSettingsResponse
-	9,  // 13: mayfly.v1.ClusterService.ListRuntimes:output_type -> mayfly.v1.ListRuntimesResponse
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
+	10, // 9: mayfly.v1.ClusterService.RotateRootKey:input_type -> mayfly.v1.RotateRootKeyRequest
+	8,  // 10: mayfly.v1.ClusterService.ListRuntimes:input_type -> mayfly.v1.ListRuntimesRequest
+	2,  // 11: mayfly.v1.ClusterService.GetInfo:output_type -> mayfly.v1.GetInfoResponse
+	4,  // 12: mayfly.v1.ClusterService.GetSettings:output_type -> mayfly.v1.GetSettingsResponse
+	6,  // 13: mayfly.v1.ClusterService.UpdateSettings:output_type -> mayfly.v1.UpdateSettingsResponse
+	11, // 14: mayfly.v1.ClusterService.RotateRootKey:output_type -> mayfly.v1.RotateRootKeyResponse
+	9,  // 15: mayfly.v1.ClusterService.ListRuntimes:output_type -> mayfly.v1.ListRuntimesResponse
+	11, // [11:16] is the sub-list for method output_type
+	6,  // [6:11] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -665,7 +774,7 @@ func file_mayfly_v1_cluster_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_v1_cluster_proto_rawDesc), len(file_mayfly_v1_cluster_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,6 +22,7 @@ const (
 	ClusterService_GetInfo_FullMethodName        = "/mayfly.v1.ClusterService/GetInfo"
 	ClusterService_GetSettings_FullMethodName    = "/mayfly.v1.ClusterService/GetSettings"
 	ClusterService_UpdateSettings_FullMethodName = "/mayfly.v1.ClusterService/UpdateSettings"
+	ClusterService_RotateRootKey_FullMethodName  = "/mayfly.v1.ClusterService/RotateRootKey"
 	ClusterService_ListRuntimes_FullMethodName   = "/mayfly.v1.ClusterService/ListRuntimes"
 )
 
@@ -35,6 +36,10 @@ type ClusterServiceClient interface {
 	GetInfo(ctx context.Context, in *GetInfoRequest, opts ...grpc.CallOption) (*GetInfoResponse, error)
 	GetSettings(ctx context.Context, in *GetSettingsRequest, opts ...grpc.CallOption) (*GetSettingsResponse, error)
 	UpdateSettings(ctx context.Context, in *UpdateSettingsRequest, opts ...grpc.CallOption) (*UpdateSettingsResponse, error)
+	// Makes a new root key and seals the secrets of access keys and all values of secrets with it. The old one is removed
+	// from the node when nothing needs it any more. A rotation that was interrupted goes on with the next call, or when the
+	// node starts. Answers UNIMPLEMENTED in a cluster of several control-plane nodes.
+	RotateRootKey(ctx context.Context, in *RotateRootKeyRequest, opts ...grpc.CallOption) (*RotateRootKeyResponse, error)
 	// Which node has which managed runtime image.
 	ListRuntimes(ctx context.Context, in *ListRuntimesRequest, opts ...grpc.CallOption) (*ListRuntimesResponse, error)
 }
@@ -77,6 +82,16 @@ func (c *clusterServiceClient) UpdateSettings(ctx context.Context, in *UpdateSet
 	return out, nil
 }
 
+func (c *clusterServiceClient) RotateRootKey(ctx context.Context, in *RotateRootKeyRequest, opts ...grpc.CallOption) (*RotateRootKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateRootKeyResponse)
+	err := c.cc.Invoke(ctx, ClusterService_RotateRootKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *clusterServiceClient) ListRuntimes(ctx context.Context, in *ListRuntimesRequest, opts ...grpc.CallOption) (*ListRuntimesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListRuntimesResponse)
@@ -97,6 +112,10 @@ type ClusterServiceServer interface {
 	GetInfo(context.Context, *GetInfoRequest) (*GetInfoResponse, error)
 	GetSettings(context.Context, *GetSettingsRequest) (*GetSettingsResponse, error)
 	UpdateSettings(context.Context, *UpdateSettingsRequest) (*UpdateSettingsResponse, error)
+	// Makes a new root key and seals the secrets of access keys and all values of secrets with it. The old one is removed
+	// from the node when nothing needs it any more. A rotation that was interrupted goes on with the next call, or when the
+	// node starts. Answers UNIMPLEMENTED in a cluster of several control-plane nodes.
+	RotateRootKey(context.Context, *RotateRootKeyRequest) (*RotateRootKeyResponse, error)
 	// Which node has which managed runtime image.
 	ListRuntimes(context.Context, *ListRuntimesRequest) (*ListRuntimesResponse, error)
 	mustEmbedUnimplementedClusterServiceServer()
@@ -117,6 +136,9 @@ func (UnimplementedClusterServiceServer) GetSettings(context.Context, *GetSettin
 }
 func (UnimplementedClusterServiceServer) UpdateSettings(context.Context, *UpdateSettingsRequest) (*UpdateSettingsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateSettings not implemented")
+}
+func (UnimplementedClusterServiceServer) RotateRootKey(context.Context, *RotateRootKeyRequest) (*RotateRootKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateRootKey not implemented")
 }
 func (UnimplementedClusterServiceServer) ListRuntimes(context.Context, *ListRuntimesRequest) (*ListRuntimesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListRuntimes not implemented")
@@ -196,6 +218,24 @@ func _ClusterService_UpdateSettings_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _ClusterService_RotateRootKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateRootKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ClusterServiceServer).RotateRootKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ClusterService_RotateRootKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ClusterServiceServer).RotateRootKey(ctx, req.(*RotateRootKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _ClusterService_ListRuntimes_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ListRuntimesRequest)
 	if err := dec(in); err != nil {
@@ -232,6 +272,10 @@ var ClusterService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "UpdateSettings",
 			Handler:    _ClusterService_UpdateSettings_Handler,
+		},
+		{
+			MethodName: "RotateRootKey",
+			Handler:    _ClusterService_RotateRootKey_Handler,
 		},
 		{
 			MethodName: "ListRuntimes",

@@ -47,7 +47,9 @@ const (
 	ErrorReason_ERROR_REASON_ACCESS_KEY_NOT_FOUND ErrorReason = 24
 	ErrorReason_ERROR_REASON_NODE_NOT_FOUND       ErrorReason = 25
 	ErrorReason_ERROR_REASON_CODE_NOT_FOUND       ErrorReason = 26
-	ErrorReason_ERROR_REASON_ALREADY_EXISTS       ErrorReason = 30
+	// A secret, or one that a function refers to.
+	ErrorReason_ERROR_REASON_SECRET_NOT_FOUND ErrorReason = 29
+	ErrorReason_ERROR_REASON_ALREADY_EXISTS   ErrorReason = 30
 	// expected_revision is not the resource's revision: read it again.
 	ErrorReason_ERROR_REASON_REVISION_CONFLICT ErrorReason = 31
 	// The resource is still in use by the one that the message names.
@@ -78,6 +80,8 @@ const (
 	ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED ErrorReason = 63
 	ErrorReason_ERROR_REASON_INTERNAL          ErrorReason = 64
 	ErrorReason_ERROR_REASON_UNIMPLEMENTED     ErrorReason = 65
+	// The root key was rotated at this very moment; safe to retry.
+	ErrorReason_ERROR_REASON_ROOT_KEY_ROTATED ErrorReason = 70
 )
 
 // Enum value maps for ErrorReason.
@@ -102,6 +106,7 @@ var (
 		24: "ERROR_REASON_ACCESS_KEY_NOT_FOUND",
 		25: "ERROR_REASON_NODE_NOT_FOUND",
 		26: "ERROR_REASON_CODE_NOT_FOUND",
+		29: "ERROR_REASON_SECRET_NOT_FOUND",
 		30: "ERROR_REASON_ALREADY_EXISTS",
 		31: "ERROR_REASON_REVISION_CONFLICT",
 		32: "ERROR_REASON_IN_USE",
@@ -122,6 +127,7 @@ var (
 		63: "ERROR_REASON_DEADLINE_EXCEEDED",
 		64: "ERROR_REASON_INTERNAL",
 		65: "ERROR_REASON_UNIMPLEMENTED",
+		70: "ERROR_REASON_ROOT_KEY_ROTATED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                    0,
@@ -143,6 +149,7 @@ var (
 		"ERROR_REASON_ACCESS_KEY_NOT_FOUND":           24,
 		"ERROR_REASON_NODE_NOT_FOUND":                 25,
 		"ERROR_REASON_CODE_NOT_FOUND":                 26,
+		"ERROR_REASON_SECRET_NOT_FOUND":               29,
 		"ERROR_REASON_ALREADY_EXISTS":                 30,
 		"ERROR_REASON_REVISION_CONFLICT":              31,
 		"ERROR_REASON_IN_USE":                         32,
@@ -163,6 +170,7 @@ var (
 		"ERROR_REASON_DEADLINE_EXCEEDED":              63,
 		"ERROR_REASON_INTERNAL":                       64,
 		"ERROR_REASON_UNIMPLEMENTED":                  65,
+		"ERROR_REASON_ROOT_KEY_ROTATED":               70,
 	}
 )
 
@@ -197,8 +205,7 @@ var File_mayfly_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cmayfly/v1/error_reason.proto\x12\tmayfly.v1*\xbb\n" +
-	"\n" +
+	"\x1cmayfly/v1/error_reason.proto\x12\tmayfly.v1*\x81\v\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dERROR_REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n" +
@@ -219,7 +226,8 @@ const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	" ERROR_REASON_NAMESPACE_NOT_FOUND\x10\x17\x12%\n" +
 	"!ERROR_REASON_ACCESS_KEY_NOT_FOUND\x10\x18\x12\x1f\n" +
 	"\x1bERROR_REASON_NODE_NOT_FOUND\x10\x19\x12\x1f\n" +
-	"\x1bERROR_REASON_CODE_NOT_FOUND\x10\x1a\x12\x1f\n" +
+	"\x1bERROR_REASON_CODE_NOT_FOUND\x10\x1a\x12!\n" +
+	"\x1dERROR_REASON_SECRET_NOT_FOUND\x10\x1d\x12\x1f\n" +
 	"\x1bERROR_REASON_ALREADY_EXISTS\x10\x1e\x12\"\n" +
 	"\x1eERROR_REASON_REVISION_CONFLICT\x10\x1f\x12\x17\n" +
 	"\x13ERROR_REASON_IN_USE\x10 \x12$\n" +
@@ -239,7 +247,8 @@ const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	"\x19ERROR_REASON_SANDBOX_GONE\x10>\x12\"\n" +
 	"\x1eERROR_REASON_DEADLINE_EXCEEDED\x10?\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10@\x12\x1e\n" +
-	"\x1aERROR_REASON_UNIMPLEMENTED\x10AB8Z6github.com/mayfly-faas/mayfly/proto/mayfly/v1;mayflyv1b\x06proto3"
+	"\x1aERROR_REASON_UNIMPLEMENTED\x10A\x12!\n" +
+	"\x1dERROR_REASON_ROOT_KEY_ROTATED\x10FB8Z6github.com/mayfly-faas/mayfly/proto/mayfly/v1;mayflyv1b\x06proto3"
 
 var (
 	file_mayfly_v1_error_reason_proto_rawDescOnce sync.Once

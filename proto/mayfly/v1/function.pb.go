@@ -194,8 +194,12 @@ type FunctionConfiguration struct {
 	Environment map[string]string `protobuf:"bytes,6,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// /tmp in MB: 512 to 10240, default 512.
 	EphemeralStorageMb int32 `protobuf:"varint,7,opt,name=ephemeral_storage_mb,json=ephemeralStorageMb,proto3" json:"ephemeral_storage_mb,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// Environment variables whose values are those of secrets of the namespace: variable to secret. At most 16.
+	SecretEnvironment map[string]string `protobuf:"bytes,20,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Secrets that are files in sandboxes, /run/secrets/NAME, which the function alone can read. At most 16.
+	SecretFiles   []string `protobuf:"bytes,21,rep,name=secret_files,json=secretFiles,proto3" json:"secret_files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FunctionConfiguration) Reset() {
@@ -275,6 +279,20 @@ func (x *FunctionConfiguration) GetEphemeralStorageMb() int32 {
 		return x.EphemeralStorageMb
 	}
 	return 0
+}
+
+func (x *FunctionConfiguration) GetSecretEnvironment() map[string]string {
+	if x != nil {
+		return x.SecretEnvironment
+	}
+	return nil
+}
+
+func (x *FunctionConfiguration) GetSecretFiles() []string {
+	if x != nil {
+		return x.SecretFiles
+	}
+	return nil
 }
 
 // Code is a deployment package by digest.
@@ -1226,7 +1244,7 @@ type UpdateFunctionConfigurationRequest struct {
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Replaces runtime, handler, memory_mb, timeout, ephemeral_storage_mb where set.
 	Configuration *FunctionConfiguration `protobuf:"bytes,3,opt,name=configuration,proto3" json:"configuration,omitempty"`
-	// Which of "description", "environment" and "tags" are replaced too, empty or not.
+	// Which of "description", "environment", "secret_environment", "secret_files" and "tags" are replaced too, empty or not.
 	Replace          []string          `protobuf:"bytes,4,rep,name=replace,proto3" json:"replace,omitempty"`
 	Tags             map[string]string `protobuf:"bytes,5,rep,name=tags,proto3" json:"tags,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	ExpectedRevision uint64            `protobuf:"varint,6,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
@@ -2060,7 +2078,7 @@ var File_mayfly_v1_function_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_function_proto_rawDesc = "" +
 	"\n" +
-	"\x18mayfly/v1/function.proto\x12\tmayfly.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14mayfly/v1/meta.proto\x1a\x14mayfly/v1/role.proto\"\x86\x03\n" +
+	"\x18mayfly/v1/function.proto\x12\tmayfly.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14mayfly/v1/meta.proto\x1a\x14mayfly/v1/role.proto\"\xd7\x04\n" +
 	"\x15FunctionConfiguration\x12\x18\n" +
 	"\aruntime\x18\x01 \x01(\tR\aruntime\x12\x18\n" +
 	"\ahandler\x18\x02 \x01(\tR\ahandler\x12 \n" +
@@ -2068,8 +2086,13 @@ const file_mayfly_v1_function_proto_rawDesc = "" +
 	"\tmemory_mb\x18\x04 \x01(\x05R\bmemoryMb\x123\n" +
 	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12S\n" +
 	"\venvironment\x18\x06 \x03(\v21.mayfly.v1.FunctionConfiguration.EnvironmentEntryR\venvironment\x120\n" +
-	"\x14ephemeral_storage_mb\x18\a \x01(\x05R\x12ephemeralStorageMb\x1a>\n" +
+	"\x14ephemeral_storage_mb\x18\a \x01(\x05R\x12ephemeralStorageMb\x12f\n" +
+	"\x12secret_environment\x18\x14 \x03(\v27.mayfly.v1.FunctionConfiguration.SecretEnvironmentEntryR\x11secretEnvironment\x12!\n" +
+	"\fsecret_files\x18\x15 \x03(\tR\vsecretFiles\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
+	"\x16SecretEnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"m\n" +
 	"\x04Code\x12\x16\n" +
@@ -2252,7 +2275,7 @@ func file_mayfly_v1_function_proto_rawDescGZIP() []byte {
 }
 
 var file_mayfly_v1_function_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_mayfly_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_mayfly_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_mayfly_v1_function_proto_goTypes = []any{
 	(FunctionState)(0),                          // 0: mayfly.v1.FunctionState
 	(AuthType)(0),                               // 1: mayfly.v1.AuthType
@@ -2287,71 +2310,73 @@ var file_mayfly_v1_function_proto_goTypes = []any{
 	(*DownloadCodeRequest)(nil),                 // 30: mayfly.v1.DownloadCodeRequest
 	(*DownloadCodeResponse)(nil),                // 31: mayfly.v1.DownloadCodeResponse
 	nil,                                         // 32: mayfly.v1.FunctionConfiguration.EnvironmentEntry
-	nil,                                         // 33: mayfly.v1.Function.TagsEntry
-	nil,                                         // 34: mayfly.v1.CreateFunctionRequest.TagsEntry
-	nil,                                         // 35: mayfly.v1.ListFunctionsRequest.TagsEntry
-	nil,                                         // 36: mayfly.v1.UpdateFunctionConfigurationRequest.TagsEntry
-	(*durationpb.Duration)(nil),                 // 37: google.protobuf.Duration
-	(*Meta)(nil),                                // 38: mayfly.v1.Meta
+	nil,                                         // 33: mayfly.v1.FunctionConfiguration.SecretEnvironmentEntry
+	nil,                                         // 34: mayfly.v1.Function.TagsEntry
+	nil,                                         // 35: mayfly.v1.CreateFunctionRequest.TagsEntry
+	nil,                                         // 36: mayfly.v1.ListFunctionsRequest.TagsEntry
+	nil,                                         // 37: mayfly.v1.UpdateFunctionConfigurationRequest.TagsEntry
+	(*durationpb.Duration)(nil),                 // 38: google.protobuf.Duration
+	(*Meta)(nil),                                // 39: mayfly.v1.Meta
 }
 var file_mayfly_v1_function_proto_depIdxs = []int32{
-	37, // 0: mayfly.v1.FunctionConfiguration.timeout:type_name -> google.protobuf.Duration
+	38, // 0: mayfly.v1.FunctionConfiguration.timeout:type_name -> google.protobuf.Duration
 	32, // 1: mayfly.v1.FunctionConfiguration.environment:type_name -> mayfly.v1.FunctionConfiguration.EnvironmentEntry
-	1,  // 2: mayfly.v1.FunctionUrl.auth_type:type_name -> mayfly.v1.AuthType
-	2,  // 3: mayfly.v1.FunctionUrl.invoke_mode:type_name -> mayfly.v1.InvokeMode
-	6,  // 4: mayfly.v1.FunctionUrl.cors:type_name -> mayfly.v1.Cors
-	38, // 5: mayfly.v1.Function.meta:type_name -> mayfly.v1.Meta
-	3,  // 6: mayfly.v1.Function.configuration:type_name -> mayfly.v1.FunctionConfiguration
-	4,  // 7: mayfly.v1.Function.code:type_name -> mayfly.v1.Code
-	0,  // 8: mayfly.v1.Function.state:type_name -> mayfly.v1.FunctionState
-	5,  // 9: mayfly.v1.Function.url:type_name -> mayfly.v1.FunctionUrl
-	33, // 10: mayfly.v1.Function.tags:type_name -> mayfly.v1.Function.TagsEntry
-	3,  // 11: mayfly.v1.CreateFunctionRequest.configuration:type_name -> mayfly.v1.FunctionConfiguration
-	34, // 12: mayfly.v1.CreateFunctionRequest.tags:type_name -> mayfly.v1.CreateFunctionRequest.TagsEntry
-	5,  // 13: mayfly.v1.CreateFunctionRequest.url:type_name -> mayfly.v1.FunctionUrl
-	7,  // 14: mayfly.v1.CreateFunctionResponse.function:type_name -> mayfly.v1.Function
-	7,  // 15: mayfly.v1.GetFunctionResponse.function:type_name -> mayfly.v1.Function
-	35, // 16: mayfly.v1.ListFunctionsRequest.tags:type_name -> mayfly.v1.ListFunctionsRequest.TagsEntry
-	7,  // 17: mayfly.v1.ListFunctionsResponse.functions:type_name -> mayfly.v1.Function
-	7,  // 18: mayfly.v1.UpdateFunctionCodeResponse.function:type_name -> mayfly.v1.Function
-	3,  // 19: mayfly.v1.UpdateFunctionConfigurationRequest.configuration:type_name -> mayfly.v1.FunctionConfiguration
-	36, // 20: mayfly.v1.UpdateFunctionConfigurationRequest.tags:type_name -> mayfly.v1.UpdateFunctionConfigurationRequest.TagsEntry
-	7,  // 21: mayfly.v1.UpdateFunctionConfigurationResponse.function:type_name -> mayfly.v1.Function
-	7,  // 22: mayfly.v1.PutFunctionConcurrencyResponse.function:type_name -> mayfly.v1.Function
-	7,  // 23: mayfly.v1.DeleteFunctionConcurrencyResponse.function:type_name -> mayfly.v1.Function
-	5,  // 24: mayfly.v1.PutFunctionUrlRequest.url:type_name -> mayfly.v1.FunctionUrl
-	7,  // 25: mayfly.v1.PutFunctionUrlResponse.function:type_name -> mayfly.v1.Function
-	7,  // 26: mayfly.v1.DeleteFunctionUrlResponse.function:type_name -> mayfly.v1.Function
-	4,  // 27: mayfly.v1.UploadCodeResponse.code:type_name -> mayfly.v1.Code
-	8,  // 28: mayfly.v1.FunctionService.CreateFunction:input_type -> mayfly.v1.CreateFunctionRequest
-	10, // 29: mayfly.v1.FunctionService.GetFunction:input_type -> mayfly.v1.GetFunctionRequest
-	12, // 30: mayfly.v1.FunctionService.ListFunctions:input_type -> mayfly.v1.ListFunctionsRequest
-	14, // 31: mayfly.v1.FunctionService.UpdateFunctionCode:input_type -> mayfly.v1.UpdateFunctionCodeRequest
-	16, // 32: mayfly.v1.FunctionService.UpdateFunctionConfiguration:input_type -> mayfly.v1.UpdateFunctionConfigurationRequest
-	18, // 33: mayfly.v1.FunctionService.DeleteFunction:input_type -> mayfly.v1.DeleteFunctionRequest
-	20, // 34: mayfly.v1.FunctionService.PutFunctionConcurrency:input_type -> mayfly.v1.PutFunctionConcurrencyRequest
-	22, // 35: mayfly.v1.FunctionService.DeleteFunctionConcurrency:input_type -> mayfly.v1.DeleteFunctionConcurrencyRequest
-	24, // 36: mayfly.v1.FunctionService.PutFunctionUrl:input_type -> mayfly.v1.PutFunctionUrlRequest
-	26, // 37: mayfly.v1.FunctionService.DeleteFunctionUrl:input_type -> mayfly.v1.DeleteFunctionUrlRequest
-	28, // 38: mayfly.v1.FunctionService.UploadCode:input_type -> mayfly.v1.UploadCodeRequest
-	30, // 39: mayfly.v1.FunctionService.DownloadCode:input_type -> mayfly.v1.DownloadCodeRequest
-	9,  // 40: mayfly.v1.FunctionService.CreateFunction:output_type -> mayfly.v1.CreateFunctionResponse
-	11, // 41: mayfly.v1.FunctionService.GetFunction:output_type -> mayfly.v1.GetFunctionResponse
-	13, // 42: mayfly.v1.FunctionService.ListFunctions:output_type -> mayfly.v1.ListFunctionsResponse
-	15, // 43: mayfly.v1.FunctionService.UpdateFunctionCode:output_type -> mayfly.v1.UpdateFunctionCodeResponse
-	17, // 44: mayfly.v1.FunctionService.UpdateFunctionConfiguration:output_type -> mayfly.v1.UpdateFunctionConfigurationResponse
-	19, // 45: mayfly.v1.FunctionService.DeleteFunction:output_type -> mayfly.v1.DeleteFunctionResponse
-	21, // 46: mayfly.v1.FunctionService.PutFunctionConcurrency:output_type -> mayfly.v1.PutFunctionConcurrencyResponse
-	23, // 47: mayfly.v1.FunctionService.DeleteFunctionConcurrency:output_type -> mayfly.v1.DeleteFunctionConcurrencyResponse
-	25, // 48: mayfly.v1.FunctionService.PutFunctionUrl:output_type -> mayfly.v1.PutFunctionUrlResponse
-	27, // 49: mayfly.v1.FunctionService.DeleteFunctionUrl:output_type -> mayfly.v1.DeleteFunctionUrlResponse
-	29, // 50: mayfly.v1.FunctionService.UploadCode:output_type -> mayfly.v1.UploadCodeResponse
-	31, // 51: mayfly.v1.FunctionService.DownloadCode:output_type -> mayfly.v1.DownloadCodeResponse
-	40, // [40:52] is the sub-list for method output_type
-	28, // [28:40] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	33, // 2: mayfly.v1.FunctionConfiguration.secret_environment:type_name -> mayfly.v1.FunctionConfiguration.SecretEnvironmentEntry
+	1,  // 3: mayfly.v1.FunctionUrl.auth_type:type_name -> mayfly.v1.AuthType
+	2,  // 4: mayfly.v1.FunctionUrl.invoke_mode:type_name -> mayfly.v1.InvokeMode
+	6,  // 5: mayfly.v1.FunctionUrl.cors:type_name -> mayfly.v1.Cors
+	39, // 6: mayfly.v1.Function.meta:type_name -> mayfly.v1.Meta
+	3,  // 7: mayfly.v1.Function.configuration:type_name -> mayfly.v1.FunctionConfiguration
+	4,  // 8: mayfly.v1.Function.code:type_name -> mayfly.v1.Code
+	0,  // 9: mayfly.v1.Function.state:type_name -> mayfly.v1.FunctionState
+	5,  // 10: mayfly.v1.Function.url:type_name -> mayfly.v1.FunctionUrl
+	34, // 11: mayfly.v1.Function.tags:type_name -> mayfly.v1.Function.TagsEntry
+	3,  // 12: mayfly.v1.CreateFunctionRequest.configuration:type_name -> mayfly.v1.FunctionConfiguration
+	35, // 13: mayfly.v1.CreateFunctionRequest.tags:type_name -> mayfly.v1.CreateFunctionRequest.TagsEntry
+	5,  // 14: mayfly.v1.CreateFunctionRequest.url:type_name -> mayfly.v1.FunctionUrl
+	7,  // 15: mayfly.v1.CreateFunctionResponse.function:type_name -> mayfly.v1.Function
+	7,  // 16: mayfly.v1.GetFunctionResponse.function:type_name -> mayfly.v1.Function
+	36, // 17: mayfly.v1.ListFunctionsRequest.tags:type_name -> mayfly.v1.ListFunctionsRequest.TagsEntry
+	7,  // 18: mayfly.v1.ListFunctionsResponse.functions:type_name -> mayfly.v1.Function
+	7,  // 19: mayfly.v1.UpdateFunctionCodeResponse.function:type_name -> mayfly.v1.Function
+	3,  // 20: mayfly.v1.UpdateFunctionConfigurationRequest.configuration:type_name -> mayfly.v1.FunctionConfiguration
+	37, // 21: mayfly.v1.UpdateFunctionConfigurationRequest.tags:type_name -> mayfly.v1.UpdateFunctionConfigurationRequest.TagsEntry
+	7,  // 22: mayfly.v1.UpdateFunctionConfigurationResponse.function:type_name -> mayfly.v1.Function
+	7,  // 23: mayfly.v1.PutFunctionConcurrencyResponse.function:type_name -> mayfly.v1.Function
+	7,  // 24: mayfly.v1.DeleteFunctionConcurrencyResponse.function:type_name -> mayfly.v1.Function
+	5,  // 25: mayfly.v1.PutFunctionUrlRequest.url:type_name -> mayfly.v1.FunctionUrl
+	7,  // 26: mayfly.v1.PutFunctionUrlResponse.function:type_name -> mayfly.v1.Function
+	7,  // 27: mayfly.v1.DeleteFunctionUrlResponse.function:type_name -> mayfly.v1.Function
+	4,  // 28: mayfly.v1.UploadCodeResponse.code:type_name -> mayfly.v1.Code
+	8,  // 29: mayfly.v1.FunctionService.CreateFunction:input_type -> mayfly.v1.CreateFunctionRequest
+	10, // 30: mayfly.v1.FunctionService.GetFunction:input_type -> mayfly.v1.GetFunctionRequest
+	12, // 31: mayfly.v1.FunctionService.ListFunctions:input_type -> mayfly.v1.ListFunctionsRequest
+	14, // 32: mayfly.v1.FunctionService.UpdateFunctionCode:input_type -> mayfly.v1.UpdateFunctionCodeRequest
+	16, // 33: mayfly.v1.FunctionService.UpdateFunctionConfiguration:input_type -> mayfly.v1.UpdateFunctionConfigurationRequest
+	18, // 34: mayfly.v1.FunctionService.DeleteFunction:input_type -> mayfly.v1.DeleteFunctionRequest
+	20, // 35: mayfly.v1.FunctionService.PutFunctionConcurrency:input_type -> mayfly.v1.PutFunctionConcurrencyRequest
+	22, // 36: mayfly.v1.FunctionService.DeleteFunctionConcurrency:input_type -> mayfly.v1.DeleteFunctionConcurrencyRequest
+	24, // 37: mayfly.v1.FunctionService.PutFunctionUrl:input_type -> mayfly.v1.PutFunctionUrlRequest
+	26, // 38: mayfly.v1.FunctionService.DeleteFunctionUrl:input_type -> mayfly.v1.DeleteFunctionUrlRequest
+	28, // 39: mayfly.v1.FunctionService.UploadCode:input_type -> mayfly.v1.UploadCodeRequest
+	30, // 40: mayfly.v1.FunctionService.DownloadCode:input_type -> mayfly.v1.DownloadCodeRequest
+	9,  // 41: mayfly.v1.FunctionService.CreateFunction:output_type -> mayfly.v1.CreateFunctionResponse
+	11, // 42: mayfly.v1.FunctionService.GetFunction:output_type -> mayfly.v1.GetFunctionResponse
+	13, // 43: mayfly.v1.FunctionService.ListFunctions:output_type -> mayfly.v1.ListFunctionsResponse
+	15, // 44: mayfly.v1.FunctionService.UpdateFunctionCode:output_type -> mayfly.v1.UpdateFunctionCodeResponse
+	17, // 45: mayfly.v1.FunctionService.UpdateFunctionConfiguration:output_type -> mayfly.v1.UpdateFunctionConfigurationResponse
+	19, // 46: mayfly.v1.FunctionService.DeleteFunction:output_type -> mayfly.v1.DeleteFunctionResponse
+	21, // 47: mayfly.v1.FunctionService.PutFunctionConcurrency:output_type -> mayfly.v1.PutFunctionConcurrencyResponse
+	23, // 48: mayfly.v1.FunctionService.DeleteFunctionConcurrency:output_type -> mayfly.v1.DeleteFunctionConcurrencyResponse
+	25, // 49: mayfly.v1.FunctionService.PutFunctionUrl:output_type -> mayfly.v1.PutFunctionUrlResponse
+	27, // 50: mayfly.v1.FunctionService.DeleteFunctionUrl:output_type -> mayfly.v1.DeleteFunctionUrlResponse
+	29, // 51: mayfly.v1.FunctionService.UploadCode:output_type -> mayfly.v1.UploadCodeResponse
+	31, // 52: mayfly.v1.FunctionService.DownloadCode:output_type -> mayfly.v1.DownloadCodeResponse
+	41, // [41:53] is the sub-list for method output_type
+	29, // [29:41] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_v1_function_proto_init() }
@@ -2376,7 +2401,7 @@ func file_mayfly_v1_function_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_v1_function_proto_rawDesc), len(file_mayfly_v1_function_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

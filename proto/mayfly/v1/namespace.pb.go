@@ -98,7 +98,9 @@ type Quotas struct {
 	// Invocations at once, default 1000.
 	Concurrency int32 `protobuf:"varint,2,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	// All packages together, default 75 GiB.
-	CodeBytes     int64 `protobuf:"varint,3,opt,name=code_bytes,json=codeBytes,proto3" json:"code_bytes,omitempty"`
+	CodeBytes int64 `protobuf:"varint,3,opt,name=code_bytes,json=codeBytes,proto3" json:"code_bytes,omitempty"`
+	// Default 1000.
+	Secrets       int32 `protobuf:"varint,10,opt,name=secrets,proto3" json:"secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -150,6 +152,13 @@ func (x *Quotas) GetConcurrency() int32 {
 func (x *Quotas) GetCodeBytes() int64 {
 	if x != nil {
 		return x.CodeBytes
+	}
+	return 0
+}
+
+func (x *Quotas) GetSecrets() int32 {
+	if x != nil {
+		return x.Secrets
 	}
 	return 0
 }
@@ -638,12 +647,14 @@ const file_mayfly_v1_namespace_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x03 \x01(\tR\taccountId\x12)\n" +
-	"\x06quotas\x18\x04 \x01(\v2\x11.mayfly.v1.QuotasR\x06quotas\"g\n" +
+	"\x06quotas\x18\x04 \x01(\v2\x11.mayfly.v1.QuotasR\x06quotas\"\x81\x01\n" +
 	"\x06Quotas\x12\x1c\n" +
 	"\tfunctions\x18\x01 \x01(\x05R\tfunctions\x12 \n" +
 	"\vconcurrency\x18\x02 \x01(\x05R\vconcurrency\x12\x1d\n" +
 	"\n" +
-	"code_bytes\x18\x03 \x01(\x03R\tcodeBytes\"W\n" +
+	"code_bytes\x18\x03 \x01(\x03R\tcodeBytes\x12\x18\n" +
+	"\asecrets\x18\n" +
+	" \x01(\x05R\asecrets\"W\n" +
 	"\x16CreateNamespaceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x06quotas\x18\x02 \x01(\v2\x11.mayfly.v1.QuotasR\x06quotas\"M\n" +

@@ -32,7 +32,7 @@ const (
 	Role_ROLE_READER Role = 1
 	// Invokes functions.
 	Role_ROLE_INVOKER Role = 2
-	// Changes functions, versions and aliases of its namespace.
+	// Changes functions, versions, aliases and secrets of its namespace.
 	Role_ROLE_DEVELOPER Role = 3
 	// Changes everything: keys, namespaces, nodes, settings.
 	Role_ROLE_ADMIN Role = 4

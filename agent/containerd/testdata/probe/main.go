@@ -54,6 +54,8 @@ func main() {
 			})
 		}
 		threads.Wait()
+	case "secrets":
+		secrets(os.Args[2])
 	case "orphan":
 		orphan()
 	case "parent":
@@ -75,6 +77,22 @@ func eat() {
 		kept = append(kept, b)
 		_ = kept
 	}
+}
+
+// secrets tells what is in a directory, and whether it can be changed.
+func secrets(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		fmt.Println(err)
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		st, _ := os.Stat(path)
+		text, err := os.ReadFile(path)
+		fmt.Println(e.Name(), st.Mode(), string(text), err)
+		fmt.Println(errors.Is(os.Remove(path), syscall.EROFS), errors.Is(os.Chmod(path, 0o777), syscall.EROFS))
+	}
+	fmt.Println(errors.Is(os.WriteFile(filepath.Join(dir, "new"), nil, 0o600), syscall.EROFS))
 }
 
 // fork counts the children that could be started at once.

@@ -671,6 +671,8 @@ type SandboxStatus struct {
 	Version      string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
 	CodeRevision uint64 `protobuf:"varint,6,opt,name=code_revision,json=codeRevision,proto3" json:"code_revision,omitempty"`
 	MemoryBytes  int64  `protobuf:"varint,7,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// As in its spec.
+	SecretsRevision uint64 `protobuf:"varint,20,opt,name=secrets_revision,json=secretsRevision,proto3" json:"secrets_revision,omitempty"`
 	// Why it is gone.
 	Reason        string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
 	Grant         *Grant `protobuf:"bytes,9,opt,name=grant,proto3" json:"grant,omitempty"`
@@ -753,6 +755,13 @@ func (x *SandboxStatus) GetCodeRevision() uint64 {
 func (x *SandboxStatus) GetMemoryBytes() int64 {
 	if x != nil {
 		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *SandboxStatus) GetSecretsRevision() uint64 {
+	if x != nil {
+		return x.SecretsRevision
 	}
 	return 0
 }
@@ -1235,8 +1244,14 @@ type SandboxSpec struct {
 	MilliCpus     int32                `protobuf:"varint,14,opt,name=milli_cpus,json=milliCpus,proto3" json:"milli_cpus,omitempty"`
 	Timeout       *durationpb.Duration `protobuf:"bytes,15,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	Environment   map[string]string    `protobuf:"bytes,16,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Changes when the value of a secret of the version does; 0 if it refers to none.
+	SecretsRevision uint64 `protobuf:"varint,30,opt,name=secrets_revision,json=secretsRevision,proto3" json:"secrets_revision,omitempty"`
+	// Values of secrets, in the clear: an agent keeps them in memory only, and writes them to no log. They are set in a
+	// CreateSandboxRequest alone. By environment variable, and by name of the file below /run/secrets.
+	SecretEnvironment map[string]string `protobuf:"bytes,31,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	SecretFiles       map[string][]byte `protobuf:"bytes,32,rep,name=secret_files,json=secretFiles,proto3" json:"secret_files,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SandboxSpec) Reset() {
@@ -1377,6 +1392,27 @@ func (x *SandboxSpec) GetTimeout() *durationpb.Duration {
 func (x *SandboxSpec) GetEnvironment() map[string]string {
 	if x != nil {
 		return x.Environment
+	}
+	return nil
+}
+
+func (x *SandboxSpec) GetSecretsRevision() uint64 {
+	if x != nil {
+		return x.SecretsRevision
+	}
+	return 0
+}
+
+func (x *SandboxSpec) GetSecretEnvironment() map[string]string {
+	if x != nil {
+		return x.SecretEnvironment
+	}
+	return nil
+}
+
+func (x *SandboxSpec) GetSecretFiles() map[string][]byte {
+	if x != nil {
+		return x.SecretFiles
 	}
 	return nil
 }
@@ -2110,7 +2146,7 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\x06Report\x12,\n" +
 	"\x04used\x18\x01 \x01(\v2\x18.mayfly.v1.NodeResourcesR\x04used\x12<\n" +
 	"\tsandboxes\x18\x02 \x03(\v2\x1e.mayfly.agent.v1.SandboxStatusR\tsandboxes\x123\n" +
-	"\bruntimes\x18\x03 \x03(\v2\x17.mayfly.v1.RuntimeImageR\bruntimes\"\xc5\x02\n" +
+	"\bruntimes\x18\x03 \x03(\v2\x17.mayfly.v1.RuntimeImageR\bruntimes\"\xf0\x02\n" +
 	"\rSandboxStatus\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x123\n" +
@@ -2119,7 +2155,8 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\bfunction\x18\x04 \x01(\tR\bfunction\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12#\n" +
 	"\rcode_revision\x18\x06 \x01(\x04R\fcodeRevision\x12!\n" +
-	"\fmemory_bytes\x18\a \x01(\x03R\vmemoryBytes\x12\x16\n" +
+	"\fmemory_bytes\x18\a \x01(\x03R\vmemoryBytes\x12)\n" +
+	"\x10secrets_revision\x18\x14 \x01(\x04R\x0fsecretsRevision\x12\x16\n" +
 	"\x06reason\x18\b \x01(\tR\x06reason\x12,\n" +
 	"\x05grant\x18\t \x01(\v2\x16.mayfly.agent.v1.GrantR\x05grant\"7\n" +
 	"\x05Grant\x12\x12\n" +
@@ -2147,7 +2184,7 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12.\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x16.mayfly.v1.ErrorReasonR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x82\x05\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xe9\a\n" +
 	"\vSandboxSpec\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -2168,10 +2205,19 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"milli_cpus\x18\x0e \x01(\x05R\tmilliCpus\x123\n" +
 	"\atimeout\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12O\n" +
-	"\venvironment\x18\x10 \x03(\v2-.mayfly.agent.v1.SandboxSpec.EnvironmentEntryR\venvironment\x1a>\n" +
+	"\venvironment\x18\x10 \x03(\v2-.mayfly.agent.v1.SandboxSpec.EnvironmentEntryR\venvironment\x12)\n" +
+	"\x10secrets_revision\x18\x1e \x01(\x04R\x0fsecretsRevision\x12b\n" +
+	"\x12secret_environment\x18\x1f \x03(\v23.mayfly.agent.v1.SandboxSpec.SecretEnvironmentEntryR\x11secretEnvironment\x12P\n" +
+	"\fsecret_files\x18  \x03(\v2-.mayfly.agent.v1.SandboxSpec.SecretFilesEntryR\vsecretFiles\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x95\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
+	"\x16SecretEnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
+	"\x10SecretFilesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"\x95\x01\n" +
 	"\x14CreateSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12,\n" +
@@ -2251,7 +2297,7 @@ func file_mayfly_agent_v1_session_proto_rawDescGZIP() []byte {
 }
 
 var file_mayfly_agent_v1_session_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_mayfly_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_mayfly_agent_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_mayfly_agent_v1_session_proto_goTypes = []any{
 	(Lane)(0),                      // 0: mayfly.agent.v1.Lane
 	(SandboxState)(0),              // 1: mayfly.agent.v1.SandboxState
@@ -2281,13 +2327,15 @@ var file_mayfly_agent_v1_session_proto_goTypes = []any{
 	(*FetchBlobRequest)(nil),       // 25: mayfly.agent.v1.FetchBlobRequest
 	(*FetchBlobResponse)(nil),      // 26: mayfly.agent.v1.FetchBlobResponse
 	nil,                            // 27: mayfly.agent.v1.SandboxSpec.EnvironmentEntry
-	(*v1.NodeResources)(nil),       // 28: mayfly.v1.NodeResources
-	(*v1.RuntimeImage)(nil),        // 29: mayfly.v1.RuntimeImage
-	(*v1.ReadLogsResponse)(nil),    // 30: mayfly.v1.ReadLogsResponse
-	(v1.ErrorReason)(0),            // 31: mayfly.v1.ErrorReason
-	(*durationpb.Duration)(nil),    // 32: google.protobuf.Duration
-	(*v1.InvocationReport)(nil),    // 33: mayfly.v1.InvocationReport
-	(*v1.ReadLogsRequest)(nil),     // 34: mayfly.v1.ReadLogsRequest
+	nil,                            // 28: mayfly.agent.v1.SandboxSpec.SecretEnvironmentEntry
+	nil,                            // 29: mayfly.agent.v1.SandboxSpec.SecretFilesEntry
+	(*v1.NodeResources)(nil),       // 30: mayfly.v1.NodeResources
+	(*v1.RuntimeImage)(nil),        // 31: mayfly.v1.RuntimeImage
+	(*v1.ReadLogsResponse)(nil),    // 32: mayfly.v1.ReadLogsResponse
+	(v1.ErrorReason)(0),            // 33: mayfly.v1.ErrorReason
+	(*durationpb.Duration)(nil),    // 34: google.protobuf.Duration
+	(*v1.InvocationReport)(nil),    // 35: mayfly.v1.InvocationReport
+	(*v1.ReadLogsRequest)(nil),     // 36: mayfly.v1.ReadLogsRequest
 }
 var file_mayfly_agent_v1_session_proto_depIdxs = []int32{
 	6,  // 0: mayfly.agent.v1.SessionRequest.hello:type_name -> mayfly.agent.v1.Hello
@@ -2300,12 +2348,12 @@ var file_mayfly_agent_v1_session_proto_depIdxs = []int32{
 	5,  // 7: mayfly.agent.v1.SessionResponse.calls:type_name -> mayfly.agent.v1.Calls
 	11, // 8: mayfly.agent.v1.Calls.calls:type_name -> mayfly.agent.v1.Call
 	0,  // 9: mayfly.agent.v1.Hello.lane:type_name -> mayfly.agent.v1.Lane
-	28, // 10: mayfly.agent.v1.Hello.capacity:type_name -> mayfly.v1.NodeResources
-	29, // 11: mayfly.agent.v1.Hello.runtimes:type_name -> mayfly.v1.RuntimeImage
+	30, // 10: mayfly.agent.v1.Hello.capacity:type_name -> mayfly.v1.NodeResources
+	31, // 11: mayfly.agent.v1.Hello.runtimes:type_name -> mayfly.v1.RuntimeImage
 	9,  // 12: mayfly.agent.v1.Hello.sandboxes:type_name -> mayfly.agent.v1.SandboxStatus
-	28, // 13: mayfly.agent.v1.Report.used:type_name -> mayfly.v1.NodeResources
+	30, // 13: mayfly.agent.v1.Report.used:type_name -> mayfly.v1.NodeResources
 	9,  // 14: mayfly.agent.v1.Report.sandboxes:type_name -> mayfly.agent.v1.SandboxStatus
-	29, // 15: mayfly.agent.v1.Report.runtimes:type_name -> mayfly.v1.RuntimeImage
+	31, // 15: mayfly.agent.v1.Report.runtimes:type_name -> mayfly.v1.RuntimeImage
 	1,  // 16: mayfly.agent.v1.SandboxStatus.state:type_name -> mayfly.agent.v1.SandboxState
 	10, // 17: mayfly.agent.v1.SandboxStatus.grant:type_name -> mayfly.agent.v1.Grant
 	15, // 18: mayfly.agent.v1.Call.create_sandbox:type_name -> mayfly.agent.v1.CreateSandboxRequest
@@ -2319,27 +2367,29 @@ var file_mayfly_agent_v1_session_proto_depIdxs = []int32{
 	22, // 26: mayfly.agent.v1.Reply.prepare:type_name -> mayfly.agent.v1.PrepareResponse
 	24, // 27: mayfly.agent.v1.Reply.read_logs:type_name -> mayfly.agent.v1.ReadLogsResponse
 	13, // 28: mayfly.agent.v1.Reply.error:type_name -> mayfly.agent.v1.Error
-	30, // 29: mayfly.agent.v1.Reply.log_lines:type_name -> mayfly.v1.ReadLogsResponse
-	31, // 30: mayfly.agent.v1.Error.reason:type_name -> mayfly.v1.ErrorReason
-	32, // 31: mayfly.agent.v1.SandboxSpec.timeout:type_name -> google.protobuf.Duration
+	32, // 29: mayfly.agent.v1.Reply.log_lines:type_name -> mayfly.v1.ReadLogsResponse
+	33, // 30: mayfly.agent.v1.Error.reason:type_name -> mayfly.v1.ErrorReason
+	34, // 31: mayfly.agent.v1.SandboxSpec.timeout:type_name -> google.protobuf.Duration
 	27, // 32: mayfly.agent.v1.SandboxSpec.environment:type_name -> mayfly.agent.v1.SandboxSpec.EnvironmentEntry
-	10, // 33: mayfly.agent.v1.CreateSandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
-	14, // 34: mayfly.agent.v1.CreateSandboxRequest.spec:type_name -> mayfly.agent.v1.SandboxSpec
-	32, // 35: mayfly.agent.v1.CreateSandboxResponse.init_duration:type_name -> google.protobuf.Duration
-	10, // 36: mayfly.agent.v1.DestroySandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
-	10, // 37: mayfly.agent.v1.InvokeRequest.grant:type_name -> mayfly.agent.v1.Grant
-	32, // 38: mayfly.agent.v1.InvokeRequest.init_duration:type_name -> google.protobuf.Duration
-	33, // 39: mayfly.agent.v1.InvokeResponse.report:type_name -> mayfly.v1.InvocationReport
-	34, // 40: mayfly.agent.v1.ReadLogsRequest.query:type_name -> mayfly.v1.ReadLogsRequest
-	2,  // 41: mayfly.agent.v1.SessionService.Session:input_type -> mayfly.agent.v1.SessionRequest
-	25, // 42: mayfly.agent.v1.SessionService.FetchBlob:input_type -> mayfly.agent.v1.FetchBlobRequest
-	4,  // 43: mayfly.agent.v1.SessionService.Session:output_type -> mayfly.agent.v1.SessionResponse
-	26, // 44: mayfly.agent.v1.SessionService.FetchBlob:output_type -> mayfly.agent.v1.FetchBlobResponse
-	43, // [43:45] is the sub-list for method output_type
-	41, // [41:43] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	28, // 33: mayfly.agent.v1.SandboxSpec.secret_environment:type_name -> mayfly.agent.v1.SandboxSpec.SecretEnvironmentEntry
+	29, // 34: mayfly.agent.v1.SandboxSpec.secret_files:type_name -> mayfly.agent.v1.SandboxSpec.SecretFilesEntry
+	10, // 35: mayfly.agent.v1.CreateSandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
+	14, // 36: mayfly.agent.v1.CreateSandboxRequest.spec:type_name -> mayfly.agent.v1.SandboxSpec
+	34, // 37: mayfly.agent.v1.CreateSandboxResponse.init_duration:type_name -> google.protobuf.Duration
+	10, // 38: mayfly.agent.v1.DestroySandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
+	10, // 39: mayfly.agent.v1.InvokeRequest.grant:type_name -> mayfly.agent.v1.Grant
+	34, // 40: mayfly.agent.v1.InvokeRequest.init_duration:type_name -> google.protobuf.Duration
+	35, // 41: mayfly.agent.v1.InvokeResponse.report:type_name -> mayfly.v1.InvocationReport
+	36, // 42: mayfly.agent.v1.ReadLogsRequest.query:type_name -> mayfly.v1.ReadLogsRequest
+	2,  // 43: mayfly.agent.v1.SessionService.Session:input_type -> mayfly.agent.v1.SessionRequest
+	25, // 44: mayfly.agent.v1.SessionService.FetchBlob:input_type -> mayfly.agent.v1.FetchBlobRequest
+	4,  // 45: mayfly.agent.v1.SessionService.Session:output_type -> mayfly.agent.v1.SessionResponse
+	26, // 46: mayfly.agent.v1.SessionService.FetchBlob:output_type -> mayfly.agent.v1.FetchBlobResponse
+	45, // [45:47] is the sub-list for method output_type
+	43, // [43:45] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_agent_v1_session_proto_init() }
@@ -2382,7 +2432,7 @@ func file_mayfly_agent_v1_session_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_agent_v1_session_proto_rawDesc), len(file_mayfly_agent_v1_session_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   26,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

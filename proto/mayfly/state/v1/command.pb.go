@@ -55,6 +55,12 @@ type Command struct {
 	//	*Command_DeleteNode
 	//	*Command_UpdateSettings
 	//	*Command_InitCluster
+	//	*Command_CreateSecret
+	//	*Command_UpdateSecret
+	//	*Command_DeleteSecret
+	//	*Command_SetRootKey
+	//	*Command_ResealAccessKey
+	//	*Command_ResealSecret
 	Operation     isCommand_Operation `protobuf_oneof:"operation"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -309,6 +315,60 @@ func (x *Command) GetInitCluster() *InitCluster {
 	return nil
 }
 
+func (x *Command) GetCreateSecret() *CreateSecret {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_CreateSecret); ok {
+			return x.CreateSecret
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetUpdateSecret() *UpdateSecret {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_UpdateSecret); ok {
+			return x.UpdateSecret
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetDeleteSecret() *DeleteSecret {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_DeleteSecret); ok {
+			return x.DeleteSecret
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetSetRootKey() *SetRootKey {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_SetRootKey); ok {
+			return x.SetRootKey
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetResealAccessKey() *ResealAccessKey {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_ResealAccessKey); ok {
+			return x.ResealAccessKey
+		}
+	}
+	return nil
+}
+
+func (x *Command) GetResealSecret() *ResealSecret {
+	if x != nil {
+		if x, ok := x.Operation.(*Command_ResealSecret); ok {
+			return x.ResealSecret
+		}
+	}
+	return nil
+}
+
 type isCommand_Operation interface {
 	isCommand_Operation()
 }
@@ -401,6 +461,30 @@ type Command_InitCluster struct {
 	InitCluster *InitCluster `protobuf:"bytes,71,opt,name=init_cluster,json=initCluster,proto3,oneof"`
 }
 
+type Command_CreateSecret struct {
+	CreateSecret *CreateSecret `protobuf:"bytes,80,opt,name=create_secret,json=createSecret,proto3,oneof"`
+}
+
+type Command_UpdateSecret struct {
+	UpdateSecret *UpdateSecret `protobuf:"bytes,81,opt,name=update_secret,json=updateSecret,proto3,oneof"`
+}
+
+type Command_DeleteSecret struct {
+	DeleteSecret *DeleteSecret `protobuf:"bytes,82,opt,name=delete_secret,json=deleteSecret,proto3,oneof"`
+}
+
+type Command_SetRootKey struct {
+	SetRootKey *SetRootKey `protobuf:"bytes,90,opt,name=set_root_key,json=setRootKey,proto3,oneof"`
+}
+
+type Command_ResealAccessKey struct {
+	ResealAccessKey *ResealAccessKey `protobuf:"bytes,91,opt,name=reseal_access_key,json=resealAccessKey,proto3,oneof"`
+}
+
+type Command_ResealSecret struct {
+	ResealSecret *ResealSecret `protobuf:"bytes,92,opt,name=reseal_secret,json=resealSecret,proto3,oneof"`
+}
+
 func (*Command_CreateNamespace) isCommand_Operation() {}
 
 func (*Command_UpdateNamespace) isCommand_Operation() {}
@@ -445,6 +529,18 @@ func (*Command_UpdateSettings) isCommand_Operation() {}
 
 func (*Command_InitCluster) isCommand_Operation() {}
 
+func (*Command_CreateSecret) isCommand_Operation() {}
+
+func (*Command_UpdateSecret) isCommand_Operation() {}
+
+func (*Command_DeleteSecret) isCommand_Operation() {}
+
+func (*Command_SetRootKey) isCommand_Operation() {}
+
+func (*Command_ResealAccessKey) isCommand_Operation() {}
+
+func (*Command_ResealSecret) isCommand_Operation() {}
+
 // Result is what apply answers; it is kept with its proposal id for the last 65536 proposals.
 type Result struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -461,6 +557,7 @@ type Result struct {
 	//	*Result_AccessKey
 	//	*Result_Node
 	//	*Result_Settings
+	//	*Result_Secret
 	Resource      isResult_Resource `protobuf_oneof:"resource"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -580,6 +677,15 @@ func (x *Result) GetSettings() *v1.Settings {
 	return nil
 }
 
+func (x *Result) GetSecret() *v1.Secret {
+	if x != nil {
+		if x, ok := x.Resource.(*Result_Secret); ok {
+			return x.Secret
+		}
+	}
+	return nil
+}
+
 type isResult_Resource interface {
 	isResult_Resource()
 }
@@ -612,6 +718,10 @@ type Result_Settings struct {
 	Settings *v1.Settings `protobuf:"bytes,16,opt,name=settings,proto3,oneof"`
 }
 
+type Result_Secret struct {
+	Secret *v1.Secret `protobuf:"bytes,20,opt,name=secret,proto3,oneof"`
+}
+
 func (*Result_Namespace) isResult_Resource() {}
 
 func (*Result_Function) isResult_Resource() {}
@@ -625,6 +735,8 @@ func (*Result_AccessKey) isResult_Resource() {}
 func (*Result_Node) isResult_Resource() {}
 
 func (*Result_Settings) isResult_Resource() {}
+
+func (*Result_Secret) isResult_Resource() {}
 
 type Refusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2024,11 +2136,417 @@ func (x *UpdateSettings) GetExpectedRevision() uint64 {
 	return 0
 }
 
+type CreateSecret struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without meta, version and value_revision.
+	Record        *SecretRecord `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateSecret) Reset() {
+	*x = CreateSecret{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateSecret) ProtoMessage() {}
+
+func (x *CreateSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateSecret.ProtoReflect.Descriptor instead.
+func (*CreateSecret) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *CreateSecret) GetRecord() *SecretRecord {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+type UpdateSecret struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Namespace   string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name        string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Description *string                `protobuf:"bytes,3,opt,name=description,proto3,oneof" json:"description,omitempty"`
+	// As in SecretRecord. Empty: the value is unchanged, and so is what describes it.
+	SealedValue      []byte `protobuf:"bytes,4,opt,name=sealed_value,json=sealedValue,proto3" json:"sealed_value,omitempty"`
+	RootKeyId        string `protobuf:"bytes,5,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	SizeBytes        int64  `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Binary           bool   `protobuf:"varint,7,opt,name=binary,proto3" json:"binary,omitempty"`
+	ExpectedRevision uint64 `protobuf:"varint,8,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *UpdateSecret) Reset() {
+	*x = UpdateSecret{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateSecret) ProtoMessage() {}
+
+func (x *UpdateSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateSecret.ProtoReflect.Descriptor instead.
+func (*UpdateSecret) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *UpdateSecret) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *UpdateSecret) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UpdateSecret) GetDescription() string {
+	if x != nil && x.Description != nil {
+		return *x.Description
+	}
+	return ""
+}
+
+func (x *UpdateSecret) GetSealedValue() []byte {
+	if x != nil {
+		return x.SealedValue
+	}
+	return nil
+}
+
+func (x *UpdateSecret) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
+func (x *UpdateSecret) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *UpdateSecret) GetBinary() bool {
+	if x != nil {
+		return x.Binary
+	}
+	return false
+}
+
+func (x *UpdateSecret) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+type DeleteSecret struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Even if functions refer to it.
+	Force            bool   `protobuf:"varint,3,opt,name=force,proto3" json:"force,omitempty"`
+	ExpectedRevision uint64 `protobuf:"varint,4,opt,name=expected_revision,json=expectedRevision,proto3" json:"expected_revision,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *DeleteSecret) Reset() {
+	*x = DeleteSecret{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteSecret) ProtoMessage() {}
+
+func (x *DeleteSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteSecret.ProtoReflect.Descriptor instead.
+func (*DeleteSecret) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *DeleteSecret) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *DeleteSecret) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteSecret) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+func (x *DeleteSecret) GetExpectedRevision() uint64 {
+	if x != nil {
+		return x.ExpectedRevision
+	}
+	return 0
+}
+
+// SetRootKey makes another root key the one that seals: from here on nothing that an earlier one sealed comes in.
+type SetRootKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RootKeyId     string                 `protobuf:"bytes,1,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetRootKey) Reset() {
+	*x = SetRootKey{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetRootKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetRootKey) ProtoMessage() {}
+
+func (x *SetRootKey) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetRootKey.ProtoReflect.Descriptor instead.
+func (*SetRootKey) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetRootKey) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
+// ResealAccessKey replaces how a key's secret is sealed. It is a no-op unless from_root_key_id still seals it.
+type ResealAccessKey struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	FromRootKeyId string                 `protobuf:"bytes,2,opt,name=from_root_key_id,json=fromRootKeyId,proto3" json:"from_root_key_id,omitempty"`
+	SealedSecret  []byte                 `protobuf:"bytes,3,opt,name=sealed_secret,json=sealedSecret,proto3" json:"sealed_secret,omitempty"`
+	RootKeyId     string                 `protobuf:"bytes,4,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealAccessKey) Reset() {
+	*x = ResealAccessKey{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealAccessKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealAccessKey) ProtoMessage() {}
+
+func (x *ResealAccessKey) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealAccessKey.ProtoReflect.Descriptor instead.
+func (*ResealAccessKey) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ResealAccessKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ResealAccessKey) GetFromRootKeyId() string {
+	if x != nil {
+		return x.FromRootKeyId
+	}
+	return ""
+}
+
+func (x *ResealAccessKey) GetSealedSecret() []byte {
+	if x != nil {
+		return x.SealedSecret
+	}
+	return nil
+}
+
+func (x *ResealAccessKey) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
+// ResealSecret replaces how a value is sealed. It is a no-op unless from_root_key_id still seals it.
+type ResealSecret struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	FromRootKeyId string                 `protobuf:"bytes,3,opt,name=from_root_key_id,json=fromRootKeyId,proto3" json:"from_root_key_id,omitempty"`
+	SealedValue   []byte                 `protobuf:"bytes,4,opt,name=sealed_value,json=sealedValue,proto3" json:"sealed_value,omitempty"`
+	RootKeyId     string                 `protobuf:"bytes,5,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResealSecret) Reset() {
+	*x = ResealSecret{}
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResealSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResealSecret) ProtoMessage() {}
+
+func (x *ResealSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_command_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResealSecret.ProtoReflect.Descriptor instead.
+func (*ResealSecret) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_command_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ResealSecret) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *ResealSecret) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ResealSecret) GetFromRootKeyId() string {
+	if x != nil {
+		return x.FromRootKeyId
+	}
+	return ""
+}
+
+func (x *ResealSecret) GetSealedValue() []byte {
+	if x != nil {
+		return x.SealedValue
+	}
+	return nil
+}
+
+func (x *ResealSecret) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
 var File_mayfly_state_v1_command_proto protoreflect.FileDescriptor
 
 const file_mayfly_state_v1_command_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmayfly/state/v1/command.proto\x12\x0fmayfly.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmayfly/state/v1/record.proto\x1a\x1amayfly/v1/access_key.proto\x1a\x15mayfly/v1/alias.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x18mayfly/v1/function.proto\x1a\x19mayfly/v1/namespace.proto\x1a\x14mayfly/v1/node.proto\x1a\x14mayfly/v1/role.proto\x1a\x17mayfly/v1/version.proto\"\x92\x0e\n" +
+	"\x1dmayfly/state/v1/command.proto\x12\x0fmayfly.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cmayfly/state/v1/record.proto\x1a\x1amayfly/v1/access_key.proto\x1a\x15mayfly/v1/alias.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x18mayfly/v1/function.proto\x1a\x19mayfly/v1/namespace.proto\x1a\x14mayfly/v1/node.proto\x1a\x14mayfly/v1/role.proto\x1a\x16mayfly/v1/secret.proto\x1a\x17mayfly/v1/version.proto\"\xbb\x11\n" +
 	"\aCommand\x12\x1f\n" +
 	"\vproposal_id\x18\x01 \x01(\tR\n" +
 	"proposalId\x12.\n" +
@@ -2056,8 +2574,15 @@ const file_mayfly_state_v1_command_proto_rawDesc = "" +
 	"\vdelete_node\x18= \x01(\v2\x1b.mayfly.state.v1.DeleteNodeH\x00R\n" +
 	"deleteNode\x12J\n" +
 	"\x0fupdate_settings\x18F \x01(\v2\x1f.mayfly.state.v1.UpdateSettingsH\x00R\x0eupdateSettings\x12A\n" +
-	"\finit_cluster\x18G \x01(\v2\x1c.mayfly.state.v1.InitClusterH\x00R\vinitClusterB\v\n" +
-	"\toperation\"\xb2\x03\n" +
+	"\finit_cluster\x18G \x01(\v2\x1c.mayfly.state.v1.InitClusterH\x00R\vinitCluster\x12D\n" +
+	"\rcreate_secret\x18P \x01(\v2\x1d.mayfly.state.v1.CreateSecretH\x00R\fcreateSecret\x12D\n" +
+	"\rupdate_secret\x18Q \x01(\v2\x1d.mayfly.state.v1.UpdateSecretH\x00R\fupdateSecret\x12D\n" +
+	"\rdelete_secret\x18R \x01(\v2\x1d.mayfly.state.v1.DeleteSecretH\x00R\fdeleteSecret\x12?\n" +
+	"\fset_root_key\x18Z \x01(\v2\x1b.mayfly.state.v1.SetRootKeyH\x00R\n" +
+	"setRootKey\x12N\n" +
+	"\x11reseal_access_key\x18[ \x01(\v2 .mayfly.state.v1.ResealAccessKeyH\x00R\x0fresealAccessKey\x12D\n" +
+	"\rreseal_secret\x18\\ \x01(\v2\x1d.mayfly.state.v1.ResealSecretH\x00R\fresealSecretB\v\n" +
+	"\toperation\"\xdf\x03\n" +
 	"\x06Result\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x122\n" +
 	"\arefusal\x18\x02 \x01(\v2\x18.mayfly.state.v1.RefusalR\arefusal\x124\n" +
@@ -2069,7 +2594,8 @@ const file_mayfly_state_v1_command_proto_rawDesc = "" +
 	"\n" +
 	"access_key\x18\x0e \x01(\v2\x14.mayfly.v1.AccessKeyH\x00R\taccessKey\x12%\n" +
 	"\x04node\x18\x0f \x01(\v2\x0f.mayfly.v1.NodeH\x00R\x04node\x121\n" +
-	"\bsettings\x18\x10 \x01(\v2\x13.mayfly.v1.SettingsH\x00R\bsettingsB\n" +
+	"\bsettings\x18\x10 \x01(\v2\x13.mayfly.v1.SettingsH\x00R\bsettings\x12+\n" +
+	"\x06secret\x18\x14 \x01(\v2\x11.mayfly.v1.SecretH\x00R\x06secretB\n" +
 	"\n" +
 	"\bresource\"g\n" +
 	"\aRefusal\x12\x12\n" +
@@ -2176,7 +2702,39 @@ const file_mayfly_state_v1_command_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"n\n" +
 	"\x0eUpdateSettings\x12/\n" +
 	"\bsettings\x18\x01 \x01(\v2\x13.mayfly.v1.SettingsR\bsettings\x12+\n" +
-	"\x11expected_revision\x18\x02 \x01(\x04R\x10expectedRevisionB=Z;github.com/mayfly-faas/mayfly/proto/mayfly/state/v1;statev1b\x06proto3"
+	"\x11expected_revision\x18\x02 \x01(\x04R\x10expectedRevision\"E\n" +
+	"\fCreateSecret\x125\n" +
+	"\x06record\x18\x01 \x01(\v2\x1d.mayfly.state.v1.SecretRecordR\x06record\"\x9e\x02\n" +
+	"\fUpdateSecret\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12%\n" +
+	"\vdescription\x18\x03 \x01(\tH\x00R\vdescription\x88\x01\x01\x12!\n" +
+	"\fsealed_value\x18\x04 \x01(\fR\vsealedValue\x12\x1e\n" +
+	"\vroot_key_id\x18\x05 \x01(\tR\trootKeyId\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x06 \x01(\x03R\tsizeBytes\x12\x16\n" +
+	"\x06binary\x18\a \x01(\bR\x06binary\x12+\n" +
+	"\x11expected_revision\x18\b \x01(\x04R\x10expectedRevisionB\x0e\n" +
+	"\f_description\"\x83\x01\n" +
+	"\fDeleteSecret\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05force\x18\x03 \x01(\bR\x05force\x12+\n" +
+	"\x11expected_revision\x18\x04 \x01(\x04R\x10expectedRevision\",\n" +
+	"\n" +
+	"SetRootKey\x12\x1e\n" +
+	"\vroot_key_id\x18\x01 \x01(\tR\trootKeyId\"\x8f\x01\n" +
+	"\x0fResealAccessKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12'\n" +
+	"\x10from_root_key_id\x18\x02 \x01(\tR\rfromRootKeyId\x12#\n" +
+	"\rsealed_secret\x18\x03 \x01(\fR\fsealedSecret\x12\x1e\n" +
+	"\vroot_key_id\x18\x04 \x01(\tR\trootKeyId\"\xac\x01\n" +
+	"\fResealSecret\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12'\n" +
+	"\x10from_root_key_id\x18\x03 \x01(\tR\rfromRootKeyId\x12!\n" +
+	"\fsealed_value\x18\x04 \x01(\fR\vsealedValue\x12\x1e\n" +
+	"\vroot_key_id\x18\x05 \x01(\tR\trootKeyIdB=Z;github.com/mayfly-faas/mayfly/proto/mayfly/state/v1;statev1b\x06proto3"
 
 var (
 	file_mayfly_state_v1_command_proto_rawDescOnce sync.Once
@@ -2190,7 +2748,7 @@ func file_mayfly_state_v1_command_proto_rawDescGZIP() []byte {
 	return file_mayfly_state_v1_command_proto_rawDescData
 }
 
-var file_mayfly_state_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_mayfly_state_v1_command_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_mayfly_state_v1_command_proto_goTypes = []any{
 	(*Command)(nil),                     // 0: mayfly.state.v1.Command
 	(*Result)(nil),                      // 1: mayfly.state.v1.Result
@@ -2217,27 +2775,35 @@ var file_mayfly_state_v1_command_proto_goTypes = []any{
 	(*PutNode)(nil),                     // 22: mayfly.state.v1.PutNode
 	(*DeleteNode)(nil),                  // 23: mayfly.state.v1.DeleteNode
 	(*UpdateSettings)(nil),              // 24: mayfly.state.v1.UpdateSettings
-	nil,                                 // 25: mayfly.state.v1.UpdateFunctionConfiguration.TagsEntry
-	nil,                                 // 26: mayfly.state.v1.UpdateAlias.WeightsEntry
-	(*timestamppb.Timestamp)(nil),       // 27: google.protobuf.Timestamp
-	(*v1.Namespace)(nil),                // 28: mayfly.v1.Namespace
-	(*v1.Function)(nil),                 // 29: mayfly.v1.Function
-	(*v1.Version)(nil),                  // 30: mayfly.v1.Version
-	(*v1.Alias)(nil),                    // 31: mayfly.v1.Alias
-	(*v1.AccessKey)(nil),                // 32: mayfly.v1.AccessKey
-	(*v1.Node)(nil),                     // 33: mayfly.v1.Node
-	(*v1.Settings)(nil),                 // 34: mayfly.v1.Settings
-	(v1.ErrorReason)(0),                 // 35: mayfly.v1.ErrorReason
-	(*v1.Quotas)(nil),                   // 36: mayfly.v1.Quotas
-	(*v1.Code)(nil),                     // 37: mayfly.v1.Code
-	(*v1.FunctionConfiguration)(nil),    // 38: mayfly.v1.FunctionConfiguration
-	(v1.FunctionState)(0),               // 39: mayfly.v1.FunctionState
-	(*v1.FunctionUrl)(nil),              // 40: mayfly.v1.FunctionUrl
-	(*AccessKeyRecord)(nil),             // 41: mayfly.state.v1.AccessKeyRecord
-	(v1.Role)(0),                        // 42: mayfly.v1.Role
+	(*CreateSecret)(nil),                // 25: mayfly.state.v1.CreateSecret
+	(*UpdateSecret)(nil),                // 26: mayfly.state.v1.UpdateSecret
+	(*DeleteSecret)(nil),                // 27: mayfly.state.v1.DeleteSecret
+	(*SetRootKey)(nil),                  // 28: mayfly.state.v1.SetRootKey
+	(*ResealAccessKey)(nil),             // 29: mayfly.state.v1.ResealAccessKey
+	(*ResealSecret)(nil),                // 30: mayfly.state.v1.ResealSecret
+	nil,                                 // 31: mayfly.state.v1.UpdateFunctionConfiguration.TagsEntry
+	nil,                                 // 32: mayfly.state.v1.UpdateAlias.WeightsEntry
+	(*timestamppb.Timestamp)(nil),       // 33: google.protobuf.Timestamp
+	(*v1.Namespace)(nil),                // 34: mayfly.v1.Namespace
+	(*v1.Function)(nil),                 // 35: mayfly.v1.Function
+	(*v1.Version)(nil),                  // 36: mayfly.v1.Version
+	(*v1.Alias)(nil),                    // 37: mayfly.v1.Alias
+	(*v1.AccessKey)(nil),                // 38: mayfly.v1.AccessKey
+	(*v1.Node)(nil),                     // 39: mayfly.v1.Node
+	(*v1.Settings)(nil),                 // 40: mayfly.v1.Settings
+	(*v1.Secret)(nil),                   // 41: mayfly.v1.Secret
+	(v1.ErrorReason)(0),                 // 42: mayfly.v1.ErrorReason
+	(*v1.Quotas)(nil),                   // 43: mayfly.v1.Quotas
+	(*v1.Code)(nil),                     // 44: mayfly.v1.Code
+	(*v1.FunctionConfiguration)(nil),    // 45: mayfly.v1.FunctionConfiguration
+	(v1.FunctionState)(0),               // 46: mayfly.v1.FunctionState
+	(*v1.FunctionUrl)(nil),              // 47: mayfly.v1.FunctionUrl
+	(*AccessKeyRecord)(nil),             // 48: mayfly.state.v1.AccessKeyRecord
+	(v1.Role)(0),                        // 49: mayfly.v1.Role
+	(*SecretRecord)(nil),                // 50: mayfly.state.v1.SecretRecord
 }
 var file_mayfly_state_v1_command_proto_depIdxs = []int32{
-	27, // 0: mayfly.state.v1.Command.time:type_name -> google.protobuf.Timestamp
+	33, // 0: mayfly.state.v1.Command.time:type_name -> google.protobuf.Timestamp
 	4,  // 1: mayfly.state.v1.Command.create_namespace:type_name -> mayfly.state.v1.CreateNamespace
 	5,  // 2: mayfly.state.v1.Command.update_namespace:type_name -> mayfly.state.v1.UpdateNamespace
 	6,  // 3: mayfly.state.v1.Command.delete_namespace:type_name -> mayfly.state.v1.DeleteNamespace
@@ -2260,36 +2826,44 @@ var file_mayfly_state_v1_command_proto_depIdxs = []int32{
 	23, // 20: mayfly.state.v1.Command.delete_node:type_name -> mayfly.state.v1.DeleteNode
 	24, // 21: mayfly.state.v1.Command.update_settings:type_name -> mayfly.state.v1.UpdateSettings
 	3,  // 22: mayfly.state.v1.Command.init_cluster:type_name -> mayfly.state.v1.InitCluster
-	2,  // 23: mayfly.state.v1.Result.refusal:type_name -> mayfly.state.v1.Refusal
-	28, // 24: mayfly.state.v1.Result.namespace:type_name -> mayfly.v1.Namespace
-	29, // 25: mayfly.state.v1.Result.function:type_name -> mayfly.v1.Function
-	30, // 26: mayfly.state.v1.Result.version:type_name -> mayfly.v1.Version
-	31, // 27: mayfly.state.v1.Result.alias:type_name -> mayfly.v1.Alias
-	32, // 28: mayfly.state.v1.Result.access_key:type_name -> mayfly.v1.AccessKey
-	33, // 29: mayfly.state.v1.Result.node:type_name -> mayfly.v1.Node
-	34, // 30: mayfly.state.v1.Result.settings:type_name -> mayfly.v1.Settings
-	35, // 31: mayfly.state.v1.Refusal.reason:type_name -> mayfly.v1.ErrorReason
-	28, // 32: mayfly.state.v1.InitCluster.default_namespace:type_name -> mayfly.v1.Namespace
-	34, // 33: mayfly.state.v1.InitCluster.settings:type_name -> mayfly.v1.Settings
-	28, // 34: mayfly.state.v1.CreateNamespace.namespace:type_name -> mayfly.v1.Namespace
-	36, // 35: mayfly.state.v1.UpdateNamespace.quotas:type_name -> mayfly.v1.Quotas
-	29, // 36: mayfly.state.v1.CreateFunction.function:type_name -> mayfly.v1.Function
-	37, // 37: mayfly.state.v1.UpdateFunctionCode.code:type_name -> mayfly.v1.Code
-	38, // 38: mayfly.state.v1.UpdateFunctionConfiguration.configuration:type_name -> mayfly.v1.FunctionConfiguration
-	25, // 39: mayfly.state.v1.UpdateFunctionConfiguration.tags:type_name -> mayfly.state.v1.UpdateFunctionConfiguration.TagsEntry
-	39, // 40: mayfly.state.v1.SetFunctionState.state:type_name -> mayfly.v1.FunctionState
-	40, // 41: mayfly.state.v1.SetFunctionUrl.url:type_name -> mayfly.v1.FunctionUrl
-	31, // 42: mayfly.state.v1.CreateAlias.alias:type_name -> mayfly.v1.Alias
-	26, // 43: mayfly.state.v1.UpdateAlias.weights:type_name -> mayfly.state.v1.UpdateAlias.WeightsEntry
-	41, // 44: mayfly.state.v1.CreateAccessKey.record:type_name -> mayfly.state.v1.AccessKeyRecord
-	42, // 45: mayfly.state.v1.UpdateAccessKey.role:type_name -> mayfly.v1.Role
-	33, // 46: mayfly.state.v1.PutNode.node:type_name -> mayfly.v1.Node
-	34, // 47: mayfly.state.v1.UpdateSettings.settings:type_name -> mayfly.v1.Settings
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	25, // 23: mayfly.state.v1.Command.create_secret:type_name -> mayfly.state.v1.CreateSecret
+	26, // 24: mayfly.state.v1.Command.update_secret:type_name -> mayfly.state.v1.UpdateSecret
+	27, // 25: mayfly.state.v1.Command.delete_secret:type_name -> mayfly.state.v1.DeleteSecret
+	28, // 26: mayfly.state.v1.Command.set_root_key:type_name -> mayfly.state.v1.SetRootKey
+	29, // 27: mayfly.state.v1.Command.reseal_access_key:type_name -> mayfly.state.v1.ResealAccessKey
+	30, // 28: mayfly.state.v1.Command.reseal_secret:type_name -> mayfly.state.v1.ResealSecret
+	2,  // 29: mayfly.state.v1.Result.refusal:type_name -> mayfly.state.v1.Refusal
+	34, // 30: mayfly.state.v1.Result.namespace:type_name -> mayfly.v1.Namespace
+	35, // 31: mayfly.state.v1.Result.function:type_name -> mayfly.v1.Function
+	36, // 32: mayfly.state.v1.Result.version:type_name -> mayfly.v1.Version
+	37, // 33: mayfly.state.v1.Result.alias:type_name -> mayfly.v1.Alias
+	38, // 34: mayfly.state.v1.Result.access_key:type_name -> mayfly.v1.AccessKey
+	39, // 35: mayfly.state.v1.Result.node:type_name -> mayfly.v1.Node
+	40, // 36: mayfly.state.v1.Result.settings:type_name -> mayfly.v1.Settings
+	41, // 37: mayfly.state.v1.Result.secret:type_name -> mayfly.v1.Secret
+	42, // 38: mayfly.state.v1.Refusal.reason:type_name -> mayfly.v1.ErrorReason
+	34, // 39: mayfly.state.v1.InitCluster.default_namespace:type_name -> mayfly.v1.Namespace
+	40, // 40: mayfly.state.v1.InitCluster.settings:type_name -> mayfly.v1.Settings
+	34, // 41: mayfly.state.v1.CreateNamespace.namespace:type_name -> mayfly.v1.Namespace
+	43, // 42: mayfly.state.v1.UpdateNamespace.quotas:type_name -> mayfly.v1.Quotas
+	35, // 43: mayfly.state.v1.CreateFunction.function:type_name -> mayfly.v1.Function
+	44, // 44: mayfly.state.v1.UpdateFunctionCode.code:type_name -> mayfly.v1.Code
+	45, // 45: mayfly.state.v1.UpdateFunctionConfiguration.configuration:type_name -> mayfly.v1.FunctionConfiguration
+	31, // 46: mayfly.state.v1.UpdateFunctionConfiguration.tags:type_name -> mayfly.state.v1.UpdateFunctionConfiguration.TagsEntry
+	46, // 47: mayfly.state.v1.SetFunctionState.state:type_name -> mayfly.v1.FunctionState
+	47, // 48: mayfly.state.v1.SetFunctionUrl.url:type_name -> mayfly.v1.FunctionUrl
+	37, // 49: mayfly.state.v1.CreateAlias.alias:type_name -> mayfly.v1.Alias
+	32, // 50: mayfly.state.v1.UpdateAlias.weights:type_name -> mayfly.state.v1.UpdateAlias.WeightsEntry
+	48, // 51: mayfly.state.v1.CreateAccessKey.record:type_name -> mayfly.state.v1.AccessKeyRecord
+	49, // 52: mayfly.state.v1.UpdateAccessKey.role:type_name -> mayfly.v1.Role
+	39, // 53: mayfly.state.v1.PutNode.node:type_name -> mayfly.v1.Node
+	40, // 54: mayfly.state.v1.UpdateSettings.settings:type_name -> mayfly.v1.Settings
+	50, // 55: mayfly.state.v1.CreateSecret.record:type_name -> mayfly.state.v1.SecretRecord
+	56, // [56:56] is the sub-list for method output_type
+	56, // [56:56] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	56, // [56:56] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_state_v1_command_proto_init() }
@@ -2321,6 +2895,12 @@ func file_mayfly_state_v1_command_proto_init() {
 		(*Command_DeleteNode)(nil),
 		(*Command_UpdateSettings)(nil),
 		(*Command_InitCluster)(nil),
+		(*Command_CreateSecret)(nil),
+		(*Command_UpdateSecret)(nil),
+		(*Command_DeleteSecret)(nil),
+		(*Command_SetRootKey)(nil),
+		(*Command_ResealAccessKey)(nil),
+		(*Command_ResealSecret)(nil),
 	}
 	file_mayfly_state_v1_command_proto_msgTypes[1].OneofWrappers = []any{
 		(*Result_Namespace)(nil),
@@ -2330,16 +2910,18 @@ func file_mayfly_state_v1_command_proto_init() {
 		(*Result_AccessKey)(nil),
 		(*Result_Node)(nil),
 		(*Result_Settings)(nil),
+		(*Result_Secret)(nil),
 	}
 	file_mayfly_state_v1_command_proto_msgTypes[12].OneofWrappers = []any{}
 	file_mayfly_state_v1_command_proto_msgTypes[20].OneofWrappers = []any{}
+	file_mayfly_state_v1_command_proto_msgTypes[26].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_state_v1_command_proto_rawDesc), len(file_mayfly_state_v1_command_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   27,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

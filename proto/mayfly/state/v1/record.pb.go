@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// AccessKeyRecord is a key as stored. Other kinds are stored as their mayfly.v1 messages.
+// AccessKeyRecord is a key as stored. Kinds that hold no secrets are stored as their mayfly.v1 messages.
 type AccessKeyRecord struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	AccessKey *v1.AccessKey          `protobuf:"bytes,1,opt,name=access_key,json=accessKey,proto3" json:"access_key,omitempty"`
@@ -86,19 +86,84 @@ func (x *AccessKeyRecord) GetRootKeyId() string {
 	return ""
 }
 
+// SecretRecord is a secret as stored.
+type SecretRecord struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Secret *v1.Secret             `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	// AES-256-GCM with random nonce under a key derived from the root key; NAMESPACE/NAME is its additional data.
+	SealedValue []byte `protobuf:"bytes,2,opt,name=sealed_value,json=sealedValue,proto3" json:"sealed_value,omitempty"`
+	// Which root key sealed it.
+	RootKeyId     string `protobuf:"bytes,3,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretRecord) Reset() {
+	*x = SecretRecord{}
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretRecord) ProtoMessage() {}
+
+func (x *SecretRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretRecord.ProtoReflect.Descriptor instead.
+func (*SecretRecord) Descriptor() ([]byte, []int) {
+	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *SecretRecord) GetSecret() *v1.Secret {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *SecretRecord) GetSealedValue() []byte {
+	if x != nil {
+		return x.SealedValue
+	}
+	return nil
+}
+
+func (x *SecretRecord) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
 // ClusterRecord is what the state knows of itself.
 type ClusterRecord struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	ClusterId string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
 	// Time of the last entry applied.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// Which root key seals; empty before its first rotation. Records sealed with another are not taken.
+	RootKeyId     string `protobuf:"bytes,3,opt,name=root_key_id,json=rootKeyId,proto3" json:"root_key_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterRecord) Reset() {
 	*x = ClusterRecord{}
-	mi := &file_mayfly_state_v1_record_proto_msgTypes[1]
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -110,7 +175,7 @@ func (x *ClusterRecord) String() string {
 func (*ClusterRecord) ProtoMessage() {}
 
 func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_state_v1_record_proto_msgTypes[1]
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -123,7 +188,7 @@ func (x *ClusterRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterRecord.ProtoReflect.Descriptor instead.
 func (*ClusterRecord) Descriptor() ([]byte, []int) {
-	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{1}
+	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ClusterRecord) GetClusterId() string {
@@ -140,6 +205,13 @@ func (x *ClusterRecord) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ClusterRecord) GetRootKeyId() string {
+	if x != nil {
+		return x.RootKeyId
+	}
+	return ""
+}
+
 // SnapshotHeader comes first in a snapshot.
 type SnapshotHeader struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -153,7 +225,7 @@ type SnapshotHeader struct {
 
 func (x *SnapshotHeader) Reset() {
 	*x = SnapshotHeader{}
-	mi := &file_mayfly_state_v1_record_proto_msgTypes[2]
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -165,7 +237,7 @@ func (x *SnapshotHeader) String() string {
 func (*SnapshotHeader) ProtoMessage() {}
 
 func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_state_v1_record_proto_msgTypes[2]
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -178,7 +250,7 @@ func (x *SnapshotHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotHeader.ProtoReflect.Descriptor instead.
 func (*SnapshotHeader) Descriptor() ([]byte, []int) {
-	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{2}
+	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SnapshotHeader) GetVersion() uint32 {
@@ -214,7 +286,7 @@ type SnapshotRow struct {
 
 func (x *SnapshotRow) Reset() {
 	*x = SnapshotRow{}
-	mi := &file_mayfly_state_v1_record_proto_msgTypes[3]
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -226,7 +298,7 @@ func (x *SnapshotRow) String() string {
 func (*SnapshotRow) ProtoMessage() {}
 
 func (x *SnapshotRow) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_state_v1_record_proto_msgTypes[3]
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -239,7 +311,7 @@ func (x *SnapshotRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRow.ProtoReflect.Descriptor instead.
 func (*SnapshotRow) Descriptor() ([]byte, []int) {
-	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{3}
+	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SnapshotRow) GetKey() []byte {
@@ -269,7 +341,7 @@ type SnapshotTrailer struct {
 
 func (x *SnapshotTrailer) Reset() {
 	*x = SnapshotTrailer{}
-	mi := &file_mayfly_state_v1_record_proto_msgTypes[4]
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +353,7 @@ func (x *SnapshotTrailer) String() string {
 func (*SnapshotTrailer) ProtoMessage() {}
 
 func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
-	mi := &file_mayfly_state_v1_record_proto_msgTypes[4]
+	mi := &file_mayfly_state_v1_record_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +366,7 @@ func (x *SnapshotTrailer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotTrailer.ProtoReflect.Descriptor instead.
 func (*SnapshotTrailer) Descriptor() ([]byte, []int) {
-	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{4}
+	return file_mayfly_state_v1_record_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SnapshotTrailer) GetRows() uint64 {
@@ -315,16 +387,21 @@ var File_mayfly_state_v1_record_proto protoreflect.FileDescriptor
 
 const file_mayfly_state_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"\x1cmayfly/state/v1/record.proto\x12\x0fmayfly.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amayfly/v1/access_key.proto\"\x8b\x01\n" +
+	"\x1cmayfly/state/v1/record.proto\x12\x0fmayfly.state.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1amayfly/v1/access_key.proto\x1a\x16mayfly/v1/secret.proto\"\x8b\x01\n" +
 	"\x0fAccessKeyRecord\x123\n" +
 	"\n" +
 	"access_key\x18\x01 \x01(\v2\x14.mayfly.v1.AccessKeyR\taccessKey\x12#\n" +
 	"\rsealed_secret\x18\x02 \x01(\fR\fsealedSecret\x12\x1e\n" +
-	"\vroot_key_id\x18\x03 \x01(\tR\trootKeyId\"^\n" +
+	"\vroot_key_id\x18\x03 \x01(\tR\trootKeyId\"|\n" +
+	"\fSecretRecord\x12)\n" +
+	"\x06secret\x18\x01 \x01(\v2\x11.mayfly.v1.SecretR\x06secret\x12!\n" +
+	"\fsealed_value\x18\x02 \x01(\fR\vsealedValue\x12\x1e\n" +
+	"\vroot_key_id\x18\x03 \x01(\tR\trootKeyId\"~\n" +
 	"\rClusterRecord\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12.\n" +
-	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"T\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1e\n" +
+	"\vroot_key_id\x18\x03 \x01(\tR\trootKeyId\"T\n" +
 	"\x0eSnapshotHeader\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x12\n" +
@@ -348,24 +425,27 @@ func file_mayfly_state_v1_record_proto_rawDescGZIP() []byte {
 	return file_mayfly_state_v1_record_proto_rawDescData
 }
 
-var file_mayfly_state_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_mayfly_state_v1_record_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_mayfly_state_v1_record_proto_goTypes = []any{
 	(*AccessKeyRecord)(nil),       // 0: mayfly.state.v1.AccessKeyRecord
-	(*ClusterRecord)(nil),         // 1: mayfly.state.v1.ClusterRecord
-	(*SnapshotHeader)(nil),        // 2: mayfly.state.v1.SnapshotHeader
-	(*SnapshotRow)(nil),           // 3: mayfly.state.v1.SnapshotRow
-	(*SnapshotTrailer)(nil),       // 4: mayfly.state.v1.SnapshotTrailer
-	(*v1.AccessKey)(nil),          // 5: mayfly.v1.AccessKey
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*SecretRecord)(nil),          // 1: mayfly.state.v1.SecretRecord
+	(*ClusterRecord)(nil),         // 2: mayfly.state.v1.ClusterRecord
+	(*SnapshotHeader)(nil),        // 3: mayfly.state.v1.SnapshotHeader
+	(*SnapshotRow)(nil),           // 4: mayfly.state.v1.SnapshotRow
+	(*SnapshotTrailer)(nil),       // 5: mayfly.state.v1.SnapshotTrailer
+	(*v1.AccessKey)(nil),          // 6: mayfly.v1.AccessKey
+	(*v1.Secret)(nil),             // 7: mayfly.v1.Secret
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_mayfly_state_v1_record_proto_depIdxs = []int32{
-	5, // 0: mayfly.state.v1.AccessKeyRecord.access_key:type_name -> mayfly.v1.AccessKey
-	6, // 1: mayfly.state.v1.ClusterRecord.time:type_name -> google.protobuf.Timestamp
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	6, // 0: mayfly.state.v1.AccessKeyRecord.access_key:type_name -> mayfly.v1.AccessKey
+	7, // 1: mayfly.state.v1.SecretRecord.secret:type_name -> mayfly.v1.Secret
+	8, // 2: mayfly.state.v1.ClusterRecord.time:type_name -> google.protobuf.Timestamp
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_state_v1_record_proto_init() }
@@ -379,7 +459,7 @@ func file_mayfly_state_v1_record_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_state_v1_record_proto_rawDesc), len(file_mayfly_state_v1_record_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

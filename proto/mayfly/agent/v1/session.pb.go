@@ -342,7 +342,9 @@ type Hello struct {
 	Capacity *v1.NodeResources  `protobuf:"bytes,6,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	Runtimes []*v1.RuntimeImage `protobuf:"bytes,7,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
 	// Sandboxes that live when the session begins.
-	Sandboxes     []*SandboxStatus `protobuf:"bytes,8,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"`
+	Sandboxes []*SandboxStatus `protobuf:"bytes,8,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"`
+	// Why sandboxes can't have another egress policy than NONE; empty if they can.
+	EgressError   string `protobuf:"bytes,12,opt,name=egress_error,json=egressError,proto3" json:"egress_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -431,6 +433,13 @@ func (x *Hello) GetSandboxes() []*SandboxStatus {
 		return x.Sandboxes
 	}
 	return nil
+}
+
+func (x *Hello) GetEgressError() string {
+	if x != nil {
+		return x.EgressError
+	}
+	return ""
 }
 
 type Welcome struct {
@@ -1113,6 +1122,8 @@ type SandboxSpec struct {
 	MilliCpus     int32                `protobuf:"varint,14,opt,name=milli_cpus,json=milliCpus,proto3" json:"milli_cpus,omitempty"`
 	Timeout       *durationpb.Duration `protobuf:"bytes,15,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	Environment   map[string]string    `protobuf:"bytes,16,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Unspecified, as from an older control plane: NONE.
+	Egress        v1.EgressPolicy `protobuf:"varint,20,opt,name=egress,proto3,enum=mayfly.v1.EgressPolicy" json:"egress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1257,6 +1268,13 @@ func (x *SandboxSpec) GetEnvironment() map[string]string {
 		return x.Environment
 	}
 	return nil
+}
+
+func (x *SandboxSpec) GetEgress() v1.EgressPolicy {
+	if x != nil {
+		return x.Egress
+	}
+	return v1.EgressPolicy(0)
 }
 
 type CreateSandboxRequest struct {
@@ -1956,7 +1974,7 @@ var File_mayfly_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmayfly/agent/v1/session.proto\x12\x0fmayfly.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x1amayfly/v1/invocation.proto\x1a\x13mayfly/v1/log.proto\x1a\x14mayfly/v1/node.proto\"\xae\x01\n" +
+	"\x1dmayfly/agent/v1/session.proto\x12\x0fmayfly.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x18mayfly/v1/function.proto\x1a\x1amayfly/v1/invocation.proto\x1a\x13mayfly/v1/log.proto\x1a\x14mayfly/v1/node.proto\"\xae\x01\n" +
 	"\x0eSessionRequest\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.mayfly.agent.v1.HelloH\x00R\x05hello\x121\n" +
 	"\x06report\x18\x02 \x01(\v2\x17.mayfly.agent.v1.ReportH\x00R\x06report\x12.\n" +
@@ -1966,7 +1984,7 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\awelcome\x18\x01 \x01(\v2\x18.mayfly.agent.v1.WelcomeH\x00R\awelcome\x12+\n" +
 	"\x04call\x18\x02 \x01(\v2\x15.mayfly.agent.v1.CallH\x00R\x04call\x12\x18\n" +
 	"\x06cancel\x18\x03 \x01(\x04H\x00R\x06cancelB\t\n" +
-	"\amessage\"\xd9\x02\n" +
+	"\amessage\"\xfc\x02\n" +
 	"\x05Hello\x12)\n" +
 	"\x04lane\x18\x01 \x01(\x0e2\x15.mayfly.agent.v1.LaneR\x04lane\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1b\n" +
@@ -1976,7 +1994,8 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\x0emayfly_version\x18\x05 \x01(\tR\rmayflyVersion\x124\n" +
 	"\bcapacity\x18\x06 \x01(\v2\x18.mayfly.v1.NodeResourcesR\bcapacity\x123\n" +
 	"\bruntimes\x18\a \x03(\v2\x17.mayfly.v1.RuntimeImageR\bruntimes\x12<\n" +
-	"\tsandboxes\x18\b \x03(\v2\x1e.mayfly.agent.v1.SandboxStatusR\tsandboxes\"&\n" +
+	"\tsandboxes\x18\b \x03(\v2\x1e.mayfly.agent.v1.SandboxStatusR\tsandboxes\x12!\n" +
+	"\fegress_error\x18\f \x01(\tR\vegressError\"&\n" +
 	"\aWelcome\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\"\xa9\x01\n" +
 	"\x06Report\x12,\n" +
@@ -2019,7 +2038,7 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12.\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x16.mayfly.v1.ErrorReasonR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\x82\x05\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xb3\x05\n" +
 	"\vSandboxSpec\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -2040,7 +2059,8 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
 	"milli_cpus\x18\x0e \x01(\x05R\tmilliCpus\x123\n" +
 	"\atimeout\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12O\n" +
-	"\venvironment\x18\x10 \x03(\v2-.mayfly.agent.v1.SandboxSpec.EnvironmentEntryR\venvironment\x1a>\n" +
+	"\venvironment\x18\x10 \x03(\v2-.mayfly.agent.v1.SandboxSpec.EnvironmentEntryR\venvironment\x12/\n" +
+	"\x06egress\x18\x14 \x01(\x0e2\x17.mayfly.v1.EgressPolicyR\x06egress\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x95\x01\n" +
@@ -2156,8 +2176,9 @@ var file_mayfly_agent_v1_session_proto_goTypes = []any{
 	(*v1.ReadLogsResponse)(nil),    // 28: mayfly.v1.ReadLogsResponse
 	(v1.ErrorReason)(0),            // 29: mayfly.v1.ErrorReason
 	(*durationpb.Duration)(nil),    // 30: google.protobuf.Duration
-	(*v1.InvocationReport)(nil),    // 31: mayfly.v1.InvocationReport
-	(*v1.ReadLogsRequest)(nil),     // 32: mayfly.v1.ReadLogsRequest
+	(v1.EgressPolicy)(0),           // 31: mayfly.v1.EgressPolicy
+	(*v1.InvocationReport)(nil),    // 32: mayfly.v1.InvocationReport
+	(*v1.ReadLogsRequest)(nil),     // 33: mayfly.v1.ReadLogsRequest
 }
 var file_mayfly_agent_v1_session_proto_depIdxs = []int32{
 	4,  // 0: mayfly.agent.v1.SessionRequest.hello:type_name -> mayfly.agent.v1.Hello
@@ -2189,23 +2210,24 @@ var file_mayfly_agent_v1_session_proto_depIdxs = []int32{
 	29, // 26: mayfly.agent.v1.Error.reason:type_name -> mayfly.v1.ErrorReason
 	30, // 27: mayfly.agent.v1.SandboxSpec.timeout:type_name -> google.protobuf.Duration
 	25, // 28: mayfly.agent.v1.SandboxSpec.environment:type_name -> mayfly.agent.v1.SandboxSpec.EnvironmentEntry
-	8,  // 29: mayfly.agent.v1.CreateSandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
-	12, // 30: mayfly.agent.v1.CreateSandboxRequest.spec:type_name -> mayfly.agent.v1.SandboxSpec
-	30, // 31: mayfly.agent.v1.CreateSandboxResponse.init_duration:type_name -> google.protobuf.Duration
-	8,  // 32: mayfly.agent.v1.DestroySandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
-	8,  // 33: mayfly.agent.v1.InvokeRequest.grant:type_name -> mayfly.agent.v1.Grant
-	30, // 34: mayfly.agent.v1.InvokeRequest.init_duration:type_name -> google.protobuf.Duration
-	31, // 35: mayfly.agent.v1.InvokeResponse.report:type_name -> mayfly.v1.InvocationReport
-	32, // 36: mayfly.agent.v1.ReadLogsRequest.query:type_name -> mayfly.v1.ReadLogsRequest
-	2,  // 37: mayfly.agent.v1.SessionService.Session:input_type -> mayfly.agent.v1.SessionRequest
-	23, // 38: mayfly.agent.v1.SessionService.FetchBlob:input_type -> mayfly.agent.v1.FetchBlobRequest
-	3,  // 39: mayfly.agent.v1.SessionService.Session:output_type -> mayfly.agent.v1.SessionResponse
-	24, // 40: mayfly.agent.v1.SessionService.FetchBlob:output_type -> mayfly.agent.v1.FetchBlobResponse
-	39, // [39:41] is the sub-list for method output_type
-	37, // [37:39] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	31, // 29: mayfly.agent.v1.SandboxSpec.egress:type_name -> mayfly.v1.EgressPolicy
+	8,  // 30: mayfly.agent.v1.CreateSandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
+	12, // 31: mayfly.agent.v1.CreateSandboxRequest.spec:type_name -> mayfly.agent.v1.SandboxSpec
+	30, // 32: mayfly.agent.v1.CreateSandboxResponse.init_duration:type_name -> google.protobuf.Duration
+	8,  // 33: mayfly.agent.v1.DestroySandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
+	8,  // 34: mayfly.agent.v1.InvokeRequest.grant:type_name -> mayfly.agent.v1.Grant
+	30, // 35: mayfly.agent.v1.InvokeRequest.init_duration:type_name -> google.protobuf.Duration
+	32, // 36: mayfly.agent.v1.InvokeResponse.report:type_name -> mayfly.v1.InvocationReport
+	33, // 37: mayfly.agent.v1.ReadLogsRequest.query:type_name -> mayfly.v1.ReadLogsRequest
+	2,  // 38: mayfly.agent.v1.SessionService.Session:input_type -> mayfly.agent.v1.SessionRequest
+	23, // 39: mayfly.agent.v1.SessionService.FetchBlob:input_type -> mayfly.agent.v1.FetchBlobRequest
+	3,  // 40: mayfly.agent.v1.SessionService.Session:output_type -> mayfly.agent.v1.SessionResponse
+	24, // 41: mayfly.agent.v1.SessionService.FetchBlob:output_type -> mayfly.agent.v1.FetchBlobResponse
+	40, // [40:42] is the sub-list for method output_type
+	38, // [38:40] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_agent_v1_session_proto_init() }

@@ -106,7 +106,7 @@ func (r *Runtime) destroy(ctx context.Context, b *box) error {
 	if err := ignoreNotFound(err); err != nil {
 		return fmt.Errorf("delete container: %w", err)
 	}
-	return errors.Join(r.cgroups.remove(b.id), r.removeDir(b.id))
+	return errors.Join(r.cgroups.remove(b.id), r.removeDir(b.id), r.pairs.disconnect(b.slot))
 }
 
 // deleteTask deletes the task once its process has ended.

@@ -20,6 +20,8 @@ const (
 	socketDir = "/run/mayfly"
 	codeDir   = "/var/task"
 
+	resolvConfPath = "/etc/resolv.conf"
+
 	minShares   = 2    // the kernel takes no less
 	maxFiles    = 1024 // as in Lambda
 	smallTmpfs  = "size=1m,mode=755"
@@ -34,8 +36,12 @@ type layout struct {
 	cgroup             string
 	limitSwap          bool
 	taskOpts, helpOpts []string
+	confOpts           []string
 	// readMappings leaves the mappings of ids to be read from userNS.
 	readMappings bool
+	// slot is that of its interface, and resolvConf its resolv.conf on the host; 0 and "" without.
+	slot       int
+	resolvConf string
 }
 
 // buildSpec is the OCI spec of a sandbox, made by hand: containerd's helpers cost milliseconds.
@@ -89,7 +95,7 @@ func mounts(c sandbox.Config, l layout) []specs.Mount {
 			Options: append([]string{"nosuid"}, append(options, strings.Split(size, ",")...)...),
 		}
 	}
-	return []specs.Mount{
+	all := []specs.Mount{
 		{Source: "proc", Destination: "/proc", Type: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		tmpfs("/dev", smallTmpfs, "noexec", "strictatime"),
 		tmpfs("/dev/shm", sharedTmpfs, "noexec", "nodev"),
@@ -100,6 +106,10 @@ func mounts(c sandbox.Config, l layout) []specs.Mount {
 		bind(l.task, codeDir, append(l.taskOpts, "ro", "rslave")...),
 		bind(l.tmp, "/tmp"),
 	}
+	if l.resolvConf != "" {
+		all = append(all, bind(l.resolvConf, resolvConfPath, append(l.confOpts, "ro")...))
+	}
+	return all
 }
 
 func linux(c sandbox.Config, l layout) *specs.Linux {

@@ -102,16 +102,15 @@ func (a *App) stopProcesses(ctx context.Context, runDir string) error {
 	return nil
 }
 
-// stopSandboxes asks for an orderly end first, then kills what is left.
+// stopSandboxes also removes what sandboxes had of the network, which outlives processes. It asks for an orderly end first, then kills what is left.
 func (a *App) stopSandboxes(ctx context.Context, o *downOptions) error {
 	left, err := leftovers(o)
 	if err != nil {
 		return err
 	}
-	if len(left) == 0 && o.ContainerdAddress == "" {
-		return nil
+	if len(left) > 0 || o.ContainerdAddress != "" {
+		a.note("stopping containerd and its sandboxes")
 	}
-	a.note("stopping containerd and its sandboxes")
 	orderly, cancel := context.WithTimeout(ctx, sandboxesGrace)
 	defer cancel()
 	if err := a.StopSandboxes(orderly, o.AgentOptions, o.Log.logger(a.Stderr)); err != nil {

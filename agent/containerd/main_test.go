@@ -92,7 +92,7 @@ func withHost(m *testing.M) (status int, err error) {
 	status = m.Run()
 	cancel()
 	err = errors.Join(<-ran, shared.runtime.Close(), Stop(context.Background(), cfg))
-	return status, err
+	return status, errors.Join(err, outside.asBefore())
 }
 
 func (h *host) build() error {

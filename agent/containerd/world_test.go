@@ -8,7 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
+	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/net/dns/dnsmessage"
@@ -37,6 +41,8 @@ type world struct {
 	closers []io.Closer
 	// datagrams are what its sink has got.
 	datagrams chan string
+	// before is what the host was like.
+	before string
 }
 
 // makeWorld joins the network namespace of this process, which is new, to another one, and starts servers in both.
@@ -51,12 +57,78 @@ func makeWorld(dir string) (w *world, err error) {
 	if err := w.in(w.serve); err != nil {
 		return nil, err
 	}
+	if err := awaitAll(public4, public6, lan4, lan6); err != nil {
+		return nil, err
+	}
 	// Seen by this process and its children alone: they have a mount namespace of their own.
 	path := filepath.Join(dir, "host-resolv.conf")
 	if err := os.WriteFile(path, []byte("# of the host\nnameserver "+resolver+"\n"), 0o644); err != nil {
 		return nil, err
 	}
-	return w, unix.Mount(path, "/etc/resolv.conf", "", unix.MS_BIND, "")
+	if err := unix.Mount(path, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
+		return nil, err
+	}
+	// A rule of somebody else's, which must be there in the end.
+	theirs := &nftables.Conn{}
+	theirs.AddTable(&nftables.Table{Name: "theirs", Family: nftables.TableFamilyINet})
+	if err := theirs.Flush(); err != nil {
+		return nil, err
+	}
+	w.before, err = hostNetwork()
+	return w, err
+}
+
+// asBefore is an error if something of the network was left on the host.
+func (w *world) asBefore() error {
+	after, err := hostNetwork()
+	if err == nil && after != w.before {
+		err = fmt.Errorf("the host's network was\n%s\nand is\n%s", w.before, after)
+	}
+	return err
+}
+
+// hostNetwork describes all that a Mayfly might change.
+func hostNetwork() (string, error) {
+	var all []string
+	links, err := netlink.LinkList()
+	if err != nil {
+		return "", err
+	}
+	for _, l := range links {
+		all = append(all, "interface "+l.Attrs().Name)
+	}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return "", err
+	}
+	for _, r := range routes {
+		if r.Dst.IP.To4() == nil && (r.Dst.IP.IsLinkLocalUnicast() || r.Dst.IP.IsMulticast()) {
+			continue // the kernel's own, which come when they like
+		}
+		all = append(all, fmt.Sprintf("route to %v by %v in %d", r.Dst, r.Gw, r.Table))
+	}
+	tables, err := (&nftables.Conn{}).ListTables()
+	if err != nil {
+		return "", err
+	}
+	for _, t := range tables {
+		all = append(all, "table "+t.Name)
+	}
+	for _, pattern := range []string{"ipv4/conf/*/forwarding", "ipv6/conf/*/forwarding", "ipv6/conf/*/force_forwarding", "ipv6/conf/*/accept_ra"} {
+		settings, err := filepath.Glob("/proc/sys/net/" + pattern)
+		if err != nil {
+			return "", err
+		}
+		for _, path := range settings {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return "", err
+			}
+			all = append(all, path+" "+strings.TrimSpace(string(b)))
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, "\n"), nil
 }
 
 func (w *world) close() {
@@ -144,6 +216,23 @@ func configure(interfaces map[string][]string, gateways ...string) error {
 	for _, g := range gateways {
 		if err := netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(g)}); err != nil {
 			return fmt.Errorf("route by %s: %w", g, err)
+		}
+	}
+	return nil
+}
+
+// awaitAll waits until the host reaches the world's addresses: IPv6 takes a moment.
+func awaitAll(ips ...string) error {
+	for _, ip := range ips {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			conn, err := net.DialTimeout("tcp", net.JoinHostPort(ip, worldPort), time.Second)
+			if err == nil {
+				conn.Close()
+				break
+			}
+			if time.Now().After(end) {
+				return err
+			}
 		}
 	}
 	return nil

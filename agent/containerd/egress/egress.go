@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,37 +55,39 @@ type Network struct {
 
 // Open makes the rules and routes, and removes what an earlier process of this instance has left but the interfaces of the
 // slots in kept, which have these policies. Errors wrap ErrConfig if another CIDR mends them.
-func Open(cfg Config, kept map[int]sandbox.Egress) (n *Network, err error) {
+func Open(cfg Config, kept map[int]sandbox.Egress) (*Network, error) {
 	asked, err := ParseCIDR(cfg.CIDR)
 	if err != nil {
 		return nil, err
 	}
-	n = &Network{log: cfg.Logger, policies: map[int]sandbox.Egress{}}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, n.Close())
-		}
-	}()
-	if n.host, err = openHost(cfg.InstanceID); err != nil {
-		return nil, err
+	n := &Network{log: cfg.Logger, policies: map[int]sandbox.Egress{}}
+	if err := n.open(asked, cfg.InstanceID, kept); err != nil {
+		return nil, errors.Join(err, n.Close())
 	}
-	if n.table, err = openTable(cfg.InstanceID); err != nil {
-		return nil, err
+	return n, nil
+}
+
+func (n *Network) open(asked netip.Prefix, instance string, kept map[int]sandbox.Egress) (err error) {
+	if n.host, err = openHost(instance); err != nil {
+		return err
+	}
+	if n.table, err = openTable(instance); err != nil {
+		return err
 	}
 	u, err := n.host.look()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	v4, err := choose(asked, u.before, u.taken, cfg.InstanceID)
+	v4, err := choose(asked, u.before, u.taken, instance)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	v6 := netip.Prefix{}
 	if n.v6 = u.v6; n.v6 {
-		v6 = uniqueLocal(cfg.InstanceID)
+		v6 = uniqueLocal(instance)
 	}
 	n.pool = newAddresses(v4, v6)
-	return n, n.build(u, kept)
+	return n.build(u, kept)
 }
 
 func (n *Network) build(u *use, kept map[int]sandbox.Egress) error {
@@ -114,21 +117,21 @@ func (n *Network) build(u *use, kept map[int]sandbox.Egress) error {
 	return err
 }
 
-// sweep removes the interfaces that nobody owns.
+// sweep removes the interfaces that nobody owns. A kept one may be gone, with its sandbox's processes; its slot stays taken
+// until it is disconnected.
 func (n *Network) sweep(kept map[int]sandbox.Egress) error {
 	slots, err := n.host.slots()
 	if err != nil {
 		return err
 	}
-	var lost []int
-	for _, slot := range slots {
-		if policy, ok := kept[slot]; ok {
-			n.policies[slot] = policy
-			n.pool.claim(slot)
-			continue
-		}
-		lost = append(lost, slot)
+	for slot, policy := range kept {
+		n.policies[slot] = policy
+		n.pool.claim(slot)
 	}
+	lost := slices.DeleteFunc(slots, func(slot int) bool {
+		_, ok := kept[slot]
+		return ok
+	})
 	return n.host.removeLinks(lost)
 }
 

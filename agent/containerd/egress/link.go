@@ -42,11 +42,11 @@ func openHost(instance string) (*host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("talk to the kernel about interfaces: %w", err)
 	}
-	return &host{Handle: h, prefix: linkPrefix(instance), metric: int(hash(instance) & maxRouteMetric)}, nil
+	return &host{Handle: h, prefix: LinkPrefix(instance), metric: int(hash(instance) & maxRouteMetric)}, nil
 }
 
-// linkPrefix begins the names of an instance's interfaces.
-func linkPrefix(instance string) string { return fmt.Sprintf("mf%06x", hash(instance)>>8) }
+// LinkPrefix begins the names of an instance's interfaces.
+func LinkPrefix(instance string) string { return fmt.Sprintf("mf%06x", hash(instance)>>8) }
 
 // use is what the host's addresses and routes say.
 type use struct {

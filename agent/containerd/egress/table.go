@@ -161,10 +161,11 @@ func (t *table) readRecords() (all records, others bool, err error) {
 func (t *table) readInto(all records, other *nftables.Table) error {
 	for _, name := range recordSets() {
 		elements, err := t.conn.GetSetElements(recordSet(other, name))
-		if errors.Is(err, unix.ENOENT) {
-			continue // it is being made, or removed
-		}
 		if err != nil {
+			// The library hides why.
+			if _, gone := t.conn.GetSetByName(other, name); errors.Is(gone, unix.ENOENT) {
+				continue // it is being made, or removed
+			}
 			return fmt.Errorf("read set %s of table %s: %w", name, other.Name, err)
 		}
 		for _, e := range elements {

@@ -18,16 +18,13 @@ const (
 	labelInstance = "mayfly/instance"
 	labelUID      = "mayfly/uid"
 	labelSlot     = "mayfly/slot"
-	labelEgress   = "mayfly/egress"
 )
 
 // box is what this process knows of a sandbox.
 type box struct {
-	id  string
-	uid uint32 // first of its range; 0 if unknown
-	// slot is that of its interface; 0 if it has none. An adopted sandbox's policy is egress.
-	slot   int
-	egress sandbox.Egress
+	id   string
+	uid  uint32 // first of its range; 0 if unknown
+	slot int    // of its interface; 0 if it has none
 
 	life sync.Mutex // held by Create and Destroy: one at a time
 
@@ -91,7 +88,7 @@ func (r *Runtime) adopt(ctx context.Context) error {
 		return fmt.Errorf("list containers: %w", err)
 	}
 	for _, c := range found.GetContainers() {
-		b := &box{id: c.GetID(), egress: sandbox.Egress(c.GetLabels()[labelEgress])}
+		b := &box{id: c.GetID()}
 		b.slot, _ = strconv.Atoi(c.GetLabels()[labelSlot]) // none: 0
 		if uid, err := strconv.ParseUint(c.GetLabels()[labelUID], 10, 32); err == nil {
 			b.uid = uint32(uid)

@@ -233,8 +233,7 @@ func (r *Runtime) createContainer(ctx context.Context, c sandbox.Config, l layou
 	_, err = r.client.containers.Create(ctx, &containers.CreateContainerRequest{Container: &containers.Container{
 		ID: c.ID,
 		Labels: map[string]string{
-			labelInstance: r.cfg.InstanceID, labelUID: strconv.FormatUint(uint64(l.uid), 10),
-			labelSlot: strconv.Itoa(l.slot), labelEgress: string(c.Egress),
+			labelInstance: r.cfg.InstanceID, labelUID: strconv.FormatUint(uint64(l.uid), 10), labelSlot: strconv.Itoa(l.slot),
 		},
 		Runtime: runtime,
 		Spec:    &anypb.Any{TypeUrl: specType, Value: spec},

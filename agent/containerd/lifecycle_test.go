@@ -225,7 +225,7 @@ func TestAgentRestart(t *testing.T) {
 	if second.boxes[lives.ID].uid != uid || !inUse(second, uid) {
 		t.Error("the adopted sandbox's uids are not known")
 	}
-	checkAdopted(t, second, stray, lives.ID, ended.ID, generic.ID)
+	checkAdopted(t, second, stray, lives.ID, generic.ID)
 	if exit, err := second.Wait(t.Context(), ended.ID); err != nil || exit.Code != 9 {
 		t.Errorf("Wait: %+v, %v; want status 9", exit, err)
 	}

@@ -11,15 +11,14 @@ import (
 	"strings"
 
 	"github.com/mayfly-faas/mayfly/agent/containerd/egress"
-	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
 
 // prepareNetwork lets sandboxes have egress. Where the host can't, those that need none still run.
 func (r *Runtime) prepareNetwork(context.Context) error {
-	kept := map[int]sandbox.Egress{}
+	var kept []int
 	for _, b := range r.boxes {
 		if b.slot != 0 {
-			kept[b.slot] = b.egress
+			kept = append(kept, b.slot)
 		}
 	}
 	network, err := egress.Open(egress.Config{InstanceID: r.cfg.InstanceID, CIDR: r.cfg.SandboxCIDR, Logger: r.log}, kept)

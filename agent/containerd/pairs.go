@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mayfly-faas/mayfly/agent/containerd/egress"
+	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
 
 // idsPerSandbox is the size of the range of host ids that one sandbox's user namespace maps.
@@ -137,10 +138,10 @@ func (p *pairs) make() (*pair, error) {
 	return pr, nil
 }
 
-// connect gives a pair its interface, through which nothing passes yet.
+// connect gives a pair its interface, with the policy that most functions have: nothing runs there yet.
 func (p *pairs) connect(pr *pair) (err error) {
 	if p.network != nil {
-		pr.slot, err = p.network.Connect(pr.network)
+		pr.slot, err = p.network.Connect(pr.network, sandbox.EgressInternet)
 	}
 	return err
 }

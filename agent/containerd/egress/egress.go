@@ -43,9 +43,9 @@ type Network struct {
 	relay *relay
 	v6    bool
 
-	mu       sync.Mutex
-	policies map[int]sandbox.Egress // by slot, of all interfaces that there are
-	waiting  *removal
+	mu      sync.Mutex
+	links   map[int]link // by slot, those that this process has made
+	waiting *removal
 
 	looked time.Time // at the host
 	mtu    int
@@ -53,21 +53,27 @@ type Network struct {
 	removing sync.Mutex // held while interfaces are removed; guards a removal's done and err
 }
 
+// link is the host's end of a veth.
+type link struct {
+	index  int
+	policy sandbox.Egress
+}
+
 // Open makes the rules and routes, and removes what an earlier process of this instance has left but the interfaces of the
-// slots in kept, which have these policies. Errors wrap ErrConfig if another CIDR mends them.
-func Open(cfg Config, kept map[int]sandbox.Egress) (*Network, error) {
+// slots in kept. Errors wrap ErrConfig if another CIDR mends them.
+func Open(cfg Config, kept []int) (*Network, error) {
 	asked, err := ParseCIDR(cfg.CIDR)
 	if err != nil {
 		return nil, err
 	}
-	n := &Network{log: cfg.Logger, policies: map[int]sandbox.Egress{}}
+	n := &Network{log: cfg.Logger, links: map[int]link{}}
 	if err := n.open(asked, cfg.InstanceID, kept); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
 	return n, nil
 }
 
-func (n *Network) open(asked netip.Prefix, instance string, kept map[int]sandbox.Egress) (err error) {
+func (n *Network) open(asked netip.Prefix, instance string, kept []int) (err error) {
 	if n.host, err = openHost(instance); err != nil {
 		return err
 	}
@@ -90,7 +96,7 @@ func (n *Network) open(asked netip.Prefix, instance string, kept map[int]sandbox
 	return n.build(u, kept)
 }
 
-func (n *Network) build(u *use, kept map[int]sandbox.Egress) error {
+func (n *Network) build(u *use, kept []int) error {
 	if err := n.sweep(kept); err != nil {
 		return err
 	}
@@ -110,7 +116,7 @@ func (n *Network) build(u *use, kept map[int]sandbox.Egress) error {
 		return err
 	}
 	rules := ruleset{prefix: n.host.prefix, pool: n.pool, relay: n.relay.port}
-	if err := n.table.replace(rules, n.policies, records); err != nil {
+	if err := n.table.replace(rules, records); err != nil {
 		return err
 	}
 	_, err = n.follow()
@@ -119,46 +125,43 @@ func (n *Network) build(u *use, kept map[int]sandbox.Egress) error {
 
 // sweep removes the interfaces that nobody owns. A kept one may be gone, with its sandbox's processes; its slot stays taken
 // until it is disconnected.
-func (n *Network) sweep(kept map[int]sandbox.Egress) error {
+func (n *Network) sweep(kept []int) error {
 	slots, err := n.host.slots()
 	if err != nil {
 		return err
 	}
-	for slot, policy := range kept {
-		n.policies[slot] = policy
+	for _, slot := range kept {
 		n.pool.claim(slot)
 	}
-	lost := slices.DeleteFunc(slots, func(slot int) bool {
-		_, ok := kept[slot]
-		return ok
-	})
+	lost := slices.DeleteFunc(slots, func(slot int) bool { return slices.Contains(kept, slot) })
 	return n.host.removeLinks(lost)
 }
 
 // Pool is the sandboxes' addresses.
 func (n *Network) Pool() netip.Prefix { return n.pool.v4 }
 
-// Connect gives a network namespace an interface, and returns its slot. Until SetPolicy everything is refused.
-func (n *Network) Connect(inside *os.File) (slot int, err error) {
+// Connect gives a network namespace an interface with a policy, and returns its slot.
+func (n *Network) Connect(inside *os.File, policy sandbox.Egress) (slot int, err error) {
 	slot, err = n.pool.take()
 	if err != nil {
 		return 0, err
 	}
+	index, err := n.connect(slot, policy, inside)
 	n.mu.Lock()
-	n.policies[slot] = sandbox.EgressNone
+	n.links[slot] = link{index: index, policy: policy}
 	n.mu.Unlock()
-	if err := n.connect(slot, inside); err != nil {
+	if err != nil {
 		return 0, errors.Join(err, n.Disconnect(slot))
 	}
 	return slot, nil
 }
 
-func (n *Network) connect(slot int, inside *os.File) error {
+func (n *Network) connect(slot int, policy sandbox.Egress, inside *os.File) (index int, err error) {
 	mtu, err := n.follow()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return n.host.makeLink(slot, n.pool, mtu, inside)
+	return n.host.makeLink(slot, n.pool, policy, mtu, inside)
 }
 
 // follow looks at the host again, now and then: its way to the Internet may be another by now. It returns the MTU of that.
@@ -179,21 +182,23 @@ func (n *Network) follow() (mtu int, err error) {
 	return n.mtu, nil
 }
 
-// SetPolicy lets the interface of a slot reach more than nothing, once. It is in force when SetPolicy returns.
+// SetPolicy changes what the interface of a slot may reach. It is in force when SetPolicy returns; connections that there are
+// go on.
 func (n *Network) SetPolicy(slot int, policy sandbox.Egress) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	name := linkName(n.host.prefix, slot)
-	if before, ok := n.policies[slot]; !ok || before != sandbox.EgressNone {
-		return fmt.Errorf("set policy %s of interface %s: it must be there and have none, not %q", policy, name, before)
+	l, ok := n.links[slot]
+	if !ok {
+		return fmt.Errorf("set egress policy %s: there is no interface %s", policy, linkName(n.host.prefix, slot))
 	}
-	if policy == sandbox.EgressNone {
+	if l.policy == policy {
 		return nil
 	}
-	if err := n.table.allow(name, policy); err != nil {
-		return fmt.Errorf("set policy %s of interface %s: %w", policy, name, err)
+	if err := n.host.setPolicy(l.index, policy); err != nil {
+		return fmt.Errorf("set egress policy %s of interface %s: %w", policy, linkName(n.host.prefix, slot), err)
 	}
-	n.policies[slot] = policy
+	l.policy = policy
+	n.links[slot] = l
 	return nil
 }
 
@@ -204,8 +209,8 @@ type removal struct {
 	err   error
 }
 
-// Disconnect removes the interface of a slot, with its rules. It can be repeated. Those that wait while others are removed are
-// removed together.
+// Disconnect removes the interface of a slot. It can be repeated after an error. Those that wait while others are removed are removed
+// together.
 func (n *Network) Disconnect(slot int) error {
 	n.mu.Lock()
 	if n.waiting == nil {
@@ -232,17 +237,8 @@ func (n *Network) disconnect(slots []int) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	gone := map[int]sandbox.Egress{}
 	for _, slot := range slots {
-		if policy, ok := n.policies[slot]; ok {
-			gone[slot] = policy
-		}
-	}
-	if err := n.table.forget(n.host.prefix, gone); err != nil {
-		return fmt.Errorf("forget policies: %w", err)
-	}
-	for slot := range gone {
-		delete(n.policies, slot)
+		delete(n.links, slot)
 		n.pool.release(slot)
 	}
 	return nil

@@ -14,6 +14,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
 
 const (
@@ -33,8 +35,9 @@ func sandboxMAC() net.HardwareAddr { return net.HardwareAddr{0x02, 'm', 'a', 'y'
 // host changes the interfaces and routes of the network namespace in which it was made.
 type host struct {
 	*netlink.Handle
-	prefix string
-	metric int
+	prefix    string
+	metric    int
+	condemned int // a group
 }
 
 func openHost(instance string) (*host, error) {
@@ -42,7 +45,9 @@ func openHost(instance string) (*host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("talk to the kernel about interfaces: %w", err)
 	}
-	return &host{Handle: h, prefix: LinkPrefix(instance), metric: int(hash(instance) & maxRouteMetric)}, nil
+	return &host{
+		Handle: h, prefix: LinkPrefix(instance), metric: int(hash(instance) & maxRouteMetric), condemned: int(groupCondemned | hash(instance)>>8),
+	}, nil
 }
 
 // LinkPrefix begins the names of an instance's interfaces.
@@ -185,7 +190,7 @@ func (h *host) removeLinks(slots []int) error {
 		name := linkName(h.prefix, slot)
 		link, err := h.LinkByName(name)
 		if err == nil {
-			err = h.LinkSetGroup(link, h.metric)
+			err = h.LinkSetGroup(link, h.condemned)
 		}
 		// The kernel removes it, too, once the sandbox's network namespace has ended.
 		if missing := (netlink.LinkNotFoundError{}); errors.As(err, &missing) || errors.Is(err, unix.ENODEV) {
@@ -201,34 +206,40 @@ func (h *host) removeLinks(slots []int) error {
 	}
 	r := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
 	r.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	r.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(uint32(h.metric))))
+	r.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(uint32(h.condemned))))
 	if _, err := r.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove %d interfaces: %w", len(slots), err)
 	}
 	return nil
 }
 
-// makeLink makes a veth from the host to a network namespace, with everything at both ends.
-func (h *host) makeLink(slot int, pool *addresses, mtu int, inside *os.File) error {
+// makeLink makes a veth from the host to a network namespace, with everything at both ends and a policy. It returns the index
+// of the host's end.
+func (h *host) makeLink(slot int, pool *addresses, policy sandbox.Egress, mtu int, inside *os.File) (index int, err error) {
 	v4, v6 := pool.of(slot)
 	name := linkName(h.prefix, slot)
 	veth := netlink.NewLinkAttrs()
-	veth.Name, veth.MTU, veth.HardwareAddr = name, mtu, hostMAC()
+	veth.Name, veth.MTU, veth.HardwareAddr, veth.Group = name, mtu, hostMAC(), uint32(groupOf(policy))
 	link := &netlink.Veth{
 		LinkAttrs: veth, PeerName: insideName, PeerHardwareAddr: sandboxMAC(), PeerMTU: uint32(mtu),
 		PeerNamespace: netlink.NsFd(int(inside.Fd())),
 	}
 	if err := h.LinkAdd(link); err != nil {
-		return fmt.Errorf("make interface %s: %w", name, err)
+		return 0, fmt.Errorf("make interface %s: %w", name, err)
 	}
 	if err := h.outerEnd(link, v4, v6); err != nil {
-		return fmt.Errorf("set up interface %s: %w", name, err)
+		return 0, fmt.Errorf("set up interface %s: %w", name, err)
 	}
 	gateway4, gateway6 := pool.of(gatewaySlot)
 	if err := innerEnd(inside, [][2]netip.Addr{{v4, gateway4}, {v6, gateway6}}); err != nil {
-		return fmt.Errorf("set up the sandbox's end of interface %s: %w", name, err)
+		return 0, fmt.Errorf("set up the sandbox's end of interface %s: %w", name, err)
 	}
-	return nil
+	return link.Attrs().Index, nil
+}
+
+// setPolicy changes the group of the interface with an index.
+func (h *host) setPolicy(index int, policy sandbox.Egress) error {
+	return h.LinkSetGroup(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Index: index}}, groupOf(policy))
 }
 
 func (h *host) outerEnd(link netlink.Link, v4, v6 netip.Addr) error {

@@ -22,7 +22,6 @@ const (
 	chainInternet    = string(sandbox.EgressInternet)
 	chainAll         = string(sandbox.EgressAll)
 
-	setPolicies = "policies"
 	setPrivate4 = "private4"
 	setPrivate6 = "private6"
 )
@@ -48,7 +47,25 @@ type chain struct {
 	rules    []rule
 }
 
-// ruleset is all that the table does. Whatever comes from an interface of ours whose policy is not known is refused.
+// Groups of interfaces (`ip link show group NUMBER`), by which the rules tell the policies. An interface of ours in no such group
+// is refused everything. The upper byte keeps them apart from each other and, most likely, from groups of the host's.
+const (
+	groupInternet  = 0x6e000001
+	groupAll       = 0x6e000002
+	groupCondemned = 0x6d000000 // and 24 bits that tell the instance: interfaces that are removed together
+)
+
+func groupOf(policy sandbox.Egress) int {
+	switch policy {
+	case sandbox.EgressInternet:
+		return groupInternet
+	case sandbox.EgressAll:
+		return groupAll
+	}
+	return 0
+}
+
+// ruleset is all that the table does. It is the same from the start to the end of the agent.
 type ruleset struct {
 	prefix string // of our interfaces' names
 	pool   *addresses
@@ -84,7 +101,7 @@ func (r ruleset) chains() []chain {
 	}
 }
 
-// fromSandbox lets go on what is part of a connection; new ones are for the policy of the interface to judge.
+// fromSandbox lets go on what is part of a connection; new ones are for the policy of the interface.
 func fromSandbox() []rule {
 	return []rule{
 		join(ifState(expr.CtStateBitINVALID), verdict(expr.VerdictDrop, "")),
@@ -94,11 +111,16 @@ func fromSandbox() []rule {
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}}, &expr.Verdict{Kind: expr.VerdictDrop},
 		},
 		join(ifState(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept, "")),
-		{
-			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-			&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: setPolicies},
-		},
+		join(inGroup(groupInternet), verdict(expr.VerdictGoto, chainInternet)),
+		join(inGroup(groupAll), verdict(expr.VerdictGoto, chainAll)),
 		refused(),
+	}
+}
+
+func inGroup(group uint32) rule {
+	return rule{
+		&expr.Meta{Key: expr.MetaKeyIIFGROUP, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(group)},
 	}
 }
 
@@ -180,36 +202,16 @@ func (r ruleset) gateways() []netip.Addr {
 func (r ruleset) from() rule { return named(expr.MetaKeyIIFNAME, r.prefix) }
 func (r ruleset) to() rule   { return named(expr.MetaKeyOIFNAME, r.prefix) }
 
-// sets returns the sets of the table and their elements; policies are by slot.
-func (r ruleset) sets(t *nftables.Table, policies map[int]sandbox.Egress) map[*nftables.Set][]nftables.SetElement {
+// sets returns the sets of the table and their elements.
+func (r ruleset) sets(t *nftables.Table) map[*nftables.Set][]nftables.SetElement {
 	networks4, networks6 := append(private4(), r.pool.v4), private6()
 	if r.pool.v6.IsValid() {
 		networks6 = append(networks6, r.pool.v6)
 	}
 	return map[*nftables.Set][]nftables.SetElement{
-		policySet(t): policyElements(r.prefix, policies),
 		{Table: t, Name: setPrivate4, KeyType: nftables.TypeIPAddr, Interval: true}:  intervals(networks4),
 		{Table: t, Name: setPrivate6, KeyType: nftables.TypeIP6Addr, Interval: true}: intervals(networks6),
 	}
-}
-
-// policySet leads from an interface to the chain of its policy.
-func policySet(t *nftables.Table) *nftables.Set {
-	return &nftables.Set{Table: t, Name: setPolicies, KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict, IsMap: true}
-}
-
-func policyElements(prefix string, policies map[int]sandbox.Egress) []nftables.SetElement {
-	var all []nftables.SetElement
-	for slot, policy := range policies {
-		if policy != sandbox.EgressNone {
-			all = append(all, element(linkName(prefix, slot), policy))
-		}
-	}
-	return all
-}
-
-func element(name string, policy sandbox.Egress) nftables.SetElement {
-	return nftables.SetElement{Key: ifName(name), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: string(policy)}}
 }
 
 func ifName(name string) []byte {

@@ -8,8 +8,6 @@ import (
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
-
-	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
 
 // table is ours in the kernel. Each change is one transaction.
@@ -27,8 +25,8 @@ func openTable(instance string) (*table, error) {
 	return &table{conn: conn, nft: &nftables.Table{Name: tablePrefix + instance, Family: nftables.TableFamilyINet}}, nil
 }
 
-// replace puts the rules in force, with the policies of slots, in the place of what was there.
-func (t *table) replace(r ruleset, policies map[int]sandbox.Egress, r2 records) error {
+// replace puts the rules in force in the place of what was there, and keeps the records.
+func (t *table) replace(r ruleset, kept records) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.drop()
@@ -38,13 +36,13 @@ func (t *table) replace(r ruleset, policies map[int]sandbox.Egress, r2 records) 
 	for _, c := range chains {
 		made[c.name] = t.conn.AddChain(&nftables.Chain{Table: t.nft, Name: c.name, Type: c.kind, Hooknum: c.hook, Priority: c.priority})
 	}
-	for set, elements := range r.sets(t.nft, policies) {
+	for set, elements := range r.sets(t.nft) {
 		if err := t.conn.AddSet(set, elements); err != nil {
 			return fmt.Errorf("make set %s: %w", set.Name, err)
 		}
 	}
 	for _, name := range recordSets() {
-		if err := t.conn.AddSet(recordSet(t.nft, name), r2.elements(name)); err != nil {
+		if err := t.conn.AddSet(recordSet(t.nft, name), kept.elements(name)); err != nil {
 			return fmt.Errorf("make set %s: %w", name, err)
 		}
 	}
@@ -83,26 +81,6 @@ func (t *table) remove() error {
 	defer t.mu.Unlock()
 	t.drop()
 	return t.flush()
-}
-
-// allow lets an interface reach what a policy allows.
-func (t *table) allow(name string, policy sandbox.Egress) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	err := t.conn.SetAddElements(policySet(t.nft), []nftables.SetElement{element(name, policy)})
-	return errors.Join(err, t.flush())
-}
-
-// forget takes back what was allowed.
-func (t *table) forget(prefix string, policies map[int]sandbox.Egress) error {
-	elements := policyElements(prefix, policies)
-	if len(elements) == 0 {
-		return nil
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	err := t.conn.SetDeleteElements(policySet(t.nft), elements)
-	return errors.Join(err, t.flush())
 }
 
 // record adds an interface to one of the sets of records.

@@ -31,8 +31,8 @@ func (a *App) downCommand() *cobra.Command {
 	var o downOptions
 	cmd := &cobra.Command{
 		Use: "down", Short: "Stop Mayfly on this machine, with all of its sandboxes, and keep its state",
-		Long: `Stop Mayfly on this machine: the process, its sandboxes and the containerd that it started. The state stays, the
-next "mayfly up" goes on with it. With --wipe, the state goes too: functions, keys, logs, runtime images.`,
+		Long: `Stop Mayfly on this machine: the process, its sandboxes with their network, and the containerd that it started. The state
+stays, the next "mayfly up" goes on with it. With --wipe, the state goes too: functions, keys, logs, runtime images.`,
 		Example: "  sudo mayfly down\n  sudo mayfly down --wipe",
 		Args:    argsNamed(),
 	}

@@ -294,7 +294,7 @@ func removeTable(instance string) error {
 		return err
 	}
 	if !others {
-		if err := putBack(all); err != nil {
+		if err := kernel.putBack(all); err != nil {
 			return err
 		}
 	}

@@ -28,44 +28,49 @@ type setting struct {
 	usual, needed string
 }
 
-func sysctl4(name, key string) string { return filepath.Join("/proc/sys/net/ipv4/conf", name, key) }
-func sysctl6(name, key string) string { return filepath.Join("/proc/sys/net/ipv6/conf", name, key) }
+// sysctls is the directory of the kernel's settings of the network, those of this process's network namespace.
+type sysctls string
 
-// settingOf is what a record stands for.
-func settingOf(record, name string) setting {
+const kernel sysctls = "/proc/sys/net"
+
+func (k sysctls) v4(name, key string) string { return filepath.Join(string(k), "ipv4/conf", name, key) }
+func (k sysctls) v6(name, key string) string { return filepath.Join(string(k), "ipv6/conf", name, key) }
+
+// setting is what a record stands for.
+func (k sysctls) setting(record, name string) setting {
 	s := setting{record: record, name: name, usual: "0", needed: "1"}
 	switch {
 	case record == recordForwarding4:
-		s.path = sysctl4(name, "forwarding")
+		s.path = k.v4(name, "forwarding")
 	case record == recordAcceptRA:
 		// A host that forwards listens to routers only if it is told twice.
-		s.path, s.usual, s.needed = sysctl6(name, "accept_ra"), "1", "2"
+		s.path, s.usual, s.needed = k.v6(name, "accept_ra"), "1", "2"
 	case name == allInterfaces:
-		s.path = sysctl6(name, "forwarding")
+		s.path = k.v6(name, "forwarding")
 	default:
-		s.path = sysctl6(name, "force_forwarding")
+		s.path = k.v6(name, "force_forwarding")
 	}
 	return s
 }
 
 // missing are the settings without which packets of sandboxes don't pass the interfaces named, in the order in which they must
 // be made.
-func missing(uplinks []string, v6 bool) []setting {
+func (k sysctls) missing(uplinks []string, v6 bool) []setting {
 	var all []setting
 	for _, name := range uplinks {
-		all = append(all, settingOf(recordForwarding4, name))
+		all = append(all, k.setting(recordForwarding4, name))
 	}
 	switch {
-	case !v6 || value(sysctl6(allInterfaces, "forwarding")) == "1":
-	case exists(sysctl6(allInterfaces, "force_forwarding")): // Linux 6.17: by interface, and nothing else changes
+	case !v6 || value(k.v6(allInterfaces, "forwarding")) == "1":
+	case exists(k.v6(allInterfaces, "force_forwarding")): // Linux 6.17: by interface, and nothing else changes
 		for _, name := range uplinks {
-			all = append(all, settingOf(recordForwarding6, name))
+			all = append(all, k.setting(recordForwarding6, name))
 		}
 	default:
-		for _, name := range interfaces6() {
-			all = append(all, settingOf(recordAcceptRA, name))
+		for _, name := range k.interfaces6() {
+			all = append(all, k.setting(recordAcceptRA, name))
 		}
-		all = append(all, settingOf(recordForwarding6, allInterfaces))
+		all = append(all, k.setting(recordForwarding6, allInterfaces))
 	}
 	var wrong []setting
 	for _, s := range all {
@@ -77,8 +82,8 @@ func missing(uplinks []string, v6 bool) []setting {
 }
 
 // interfaces6 are all that have IPv6, and those to come.
-func interfaces6() []string {
-	entries, _ := os.ReadDir("/proc/sys/net/ipv6/conf") // none without IPv6
+func (k sysctls) interfaces6() []string {
+	entries, _ := os.ReadDir(k.v6("", "")) // none without IPv6
 	var names []string
 	for _, e := range entries {
 		if e.Name() != allInterfaces && e.Name() != "lo" {
@@ -111,7 +116,7 @@ func set(path, value string) error {
 
 // forward lets the host forward between sandboxes' interfaces and the ones named. What it changes is recorded first.
 func (t *table) forward(uplinks []string, v6 bool) error {
-	for _, s := range missing(uplinks, v6) {
+	for _, s := range kernel.missing(uplinks, v6) {
 		if err := t.record(s.record, s.name); err != nil {
 			return err
 		}
@@ -123,11 +128,11 @@ func (t *table) forward(uplinks []string, v6 bool) error {
 }
 
 // putBack undoes what was recorded, but for what somebody has changed since.
-func putBack(all records) error {
+func (k sysctls) putBack(all records) error {
 	var errs []error
 	for _, record := range recordSets() {
 		for name := range all[record] {
-			if s := settingOf(record, name); value(s.path) == s.needed {
+			if s := k.setting(record, name); value(s.path) == s.needed {
 				errs = append(errs, set(s.path, s.usual))
 			}
 		}

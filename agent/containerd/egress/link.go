@@ -249,13 +249,13 @@ func (h *host) outerEnd(link netlink.Link, v4, v6 netip.Addr) error {
 		if err := h.LinkSetIP6AddrGenMode(link, genModeNone); err != nil {
 			return err
 		}
-		if force := sysctl6(name, "force_forwarding"); exists(force) {
+		if force := kernel.v6(name, "force_forwarding"); exists(force) {
 			if err := set(force, "1"); err != nil {
 				return err
 			}
 		}
 	}
-	if err := set(sysctl4(name, "forwarding"), "1"); err != nil {
+	if err := set(kernel.v4(name, "forwarding"), "1"); err != nil {
 		return err
 	}
 	if err := h.LinkSetUp(link); err != nil {

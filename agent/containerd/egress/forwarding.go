@@ -34,6 +34,7 @@ type sysctls string
 const kernel sysctls = "/proc/sys/net"
 
 func (k sysctls) v4(name, key string) string { return filepath.Join(string(k), "ipv4/conf", name, key) }
+
 func (k sysctls) v6(name, key string) string { return filepath.Join(string(k), "ipv6/conf", name, key) }
 
 // setting is what a record stands for.

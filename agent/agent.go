@@ -75,6 +75,8 @@ type Config struct {
 	// RunDir holds the sandboxes' sockets; keep it short.
 	RunDir  string
 	Runtime sandbox.Runtime
+	// EgressError is why Runtime can't give another egress policy than none; empty: it can.
+	EgressError string
 	// ControlPlanes are attached to all at a time; code is fetched from the first that has it.
 	ControlPlanes []ControlPlane
 	// Capacity is what sandboxes may use together. Zero memory: three quarters of the machine's. Zero CPU: eight

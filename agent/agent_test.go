@@ -115,6 +115,32 @@ func TestInitFailures(t *testing.T) {
 	}
 }
 
+func TestEgress(t *testing.T) {
+	made := make(chan sandbox.Egress, 1)
+	n := newNode(t, &runtimetest.Fake{Init: func(p *runtimetest.FakeProcess) *frame.Error { made <- p.Config.Egress; return nil }}, nil)
+	for policy, want := range map[mayflyv1.EgressPolicy]sandbox.Egress{
+		mayflyv1.EgressPolicy_EGRESS_POLICY_UNSPECIFIED: sandbox.EgressNone, mayflyv1.EgressPolicy_EGRESS_POLICY_NONE: sandbox.EgressNone,
+		mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET: sandbox.EgressInternet, mayflyv1.EgressPolicy_EGRESS_POLICY_ALL: sandbox.EgressAll,
+	} {
+		n.create(func(s *agentv1.SandboxSpec) { s.Egress = policy })
+		if got := <-made; got != want {
+			t.Errorf("%s: the sandbox has %q, want %q", policy, got, want)
+		}
+	}
+}
+
+func TestNodeWithoutEgress(t *testing.T) {
+	n := newNode(t, &runtimetest.Fake{}, func(c *Config) { c.EgressError = "no nf_tables" })
+	if h := n.hello(); h.GetEgressError() != "no nf_tables" {
+		t.Errorf("hello says %q", h.GetEgressError())
+	}
+	_, _, err := n.tryCreate(func(s *agentv1.SandboxSpec) { s.Egress = mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET })
+	if !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_EGRESS_UNAVAILABLE) || !strings.Contains(err.Error(), "no nf_tables") {
+		t.Errorf("with the policy internet: %v", err)
+	}
+	n.create(func(s *agentv1.SandboxSpec) { s.Egress = mayflyv1.EgressPolicy_EGRESS_POLICY_NONE })
+}
+
 func TestCreateErrors(t *testing.T) {
 	n := newNode(t, &runtimetest.Fake{}, func(c *Config) {
 		c.Capacity = &mayflyv1.NodeResources{MemoryBytes: 300 << 20, MilliCpus: 150}

@@ -121,7 +121,7 @@ func (r *reporter) report(rep *agentv1.Report) {
 func (a *Agent) hello() *agentv1.Hello {
 	h := &agentv1.Hello{
 		NodeId: a.cfg.NodeID, NodeName: a.cfg.NodeName, InstanceId: a.instanceID, MayflyVersion: a.cfg.Version,
-		Capacity: a.cfg.Capacity, Runtimes: a.images.list(),
+		Capacity: a.cfg.Capacity, Runtimes: a.images.list(), EgressError: a.cfg.EgressError,
 	}
 	for name, b := range a.allNamed() {
 		s := b.status()

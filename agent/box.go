@@ -17,6 +17,7 @@ import (
 	"github.com/mayfly-faas/mayfly/agent/logs"
 	"github.com/mayfly-faas/mayfly/agent/sandbox"
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
+	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
 
 const (
@@ -198,7 +199,18 @@ func (b *box) config() sandbox.Config {
 		ID: b.id, RootFS: b.image.rootFS, Command: b.image.command(), Env: processEnv(), CodeDir: b.code.Dir, SocketDir: b.dir,
 		MemoryBytes: b.spec.GetMemoryBytes(), MilliCPUs: b.spec.GetMilliCpus(), PIDs: sandboxPIDs, TmpBytes: b.spec.GetTmpBytes(),
 		SecretFiles: b.spec.GetSecretFiles(),
+		Egress:      egressOf(b.spec.GetEgress()),
 	}
+}
+
+func egressOf(p mayflyv1.EgressPolicy) sandbox.Egress {
+	switch p {
+	case mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET:
+		return sandbox.EgressInternet
+	case mayflyv1.EgressPolicy_EGRESS_POLICY_ALL:
+		return sandbox.EgressAll
+	}
+	return sandbox.EgressNone
 }
 
 // hello waits for the bootstrap: one connection, and no other ever.

@@ -20,12 +20,14 @@ type NodeConfig struct {
 	ContainerdAddress string
 	// RuntimeHandler is a containerd shim; empty: io.containerd.runc.v2.
 	RuntimeHandler string
+	// SandboxCIDR is the sandboxes' IPv4 addresses; empty: some that the host doesn't use.
+	SandboxCIDR string
 }
 
 func (c NodeConfig) containerd() containerd.Config {
 	return containerd.Config{
 		StateDir: filepath.Join(c.StateDir, "containerd"), RunDir: filepath.Join(c.RunDir, "c"),
-		Address: c.ContainerdAddress, RuntimeHandler: c.RuntimeHandler, Logger: c.Logger.With("room", "containerd"),
+		Address: c.ContainerdAddress, RuntimeHandler: c.RuntimeHandler, SandboxCIDR: c.SandboxCIDR, Logger: c.Logger.With("room", "containerd"),
 	}
 }
 
@@ -37,6 +39,9 @@ func RunNode(ctx context.Context, cfg NodeConfig) (err error) {
 	}
 	defer func() { err = errors.Join(err, runtime.Close()) }()
 	cfg.Runtime = runtime
+	if err := runtime.EgressError(); err != nil {
+		cfg.EgressError = err.Error()
+	}
 	a, err := New(cfg.Config)
 	if err != nil {
 		return err

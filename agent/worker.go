@@ -20,7 +20,7 @@ import (
 )
 
 // CreateSandbox implements Worker. Errors: NO_CAPACITY if the node has no room for it; ALREADY_EXISTS for a
-// known id; INVALID_CODE, CODE_TOO_LARGE, CODE_NOT_FOUND, INVALID_RUNTIME for what can't be run here. A function whose init
+// known id; EGRESS_UNAVAILABLE; INVALID_CODE, CODE_TOO_LARGE, CODE_NOT_FOUND, INVALID_RUNTIME for what can't be run here. A function whose init
 // fails is no error: the response says so. If ctx ends first the sandbox is destroyed.
 func (a *Agent) CreateSandbox(ctx context.Context, r *agentv1.CreateSandboxRequest) (*agentv1.CreateSandboxResponse, error) {
 	started := time.Now()
@@ -62,6 +62,10 @@ func (a *Agent) newBox(ctx context.Context, r *agentv1.CreateSandboxRequest) (*b
 	}
 	if err := checkSpec(r.GetSpec()); err != nil {
 		return nil, err
+	}
+	if a.cfg.EgressError != "" && egressOf(r.GetSpec().GetEgress()) != sandbox.EgressNone {
+		return nil, fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_EGRESS_UNAVAILABLE,
+			"node %s can't give sandboxes network access: %s", a.cfg.NodeName, a.cfg.EgressError)
 	}
 	b := &box{
 		agent: a, id: r.GetSandboxId(), name: r.GetSandboxId(), spec: r.GetSpec(), dir: filepath.Join(a.cfg.RunDir, sandboxesDir, dirName),

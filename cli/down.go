@@ -31,8 +31,8 @@ func (a *App) downCommand() *cobra.Command {
 	var o downOptions
 	cmd := &cobra.Command{
 		Use: "down", Short: "Stop Mayfly on this machine, with all of its sandboxes, and keep its state",
-		Long: `Stop Mayfly on this machine: the process, its sandboxes and the containerd that it started. The state stays, the
-next "mayfly up" goes on with it. With --wipe, the state goes too: functions, keys, logs, runtime images.`,
+		Long: `Stop Mayfly on this machine: the process, its sandboxes with their network, and the containerd that it started. The state
+stays, the next "mayfly up" goes on with it. With --wipe, the state goes too: functions, keys, logs, runtime images.`,
 		Example: "  sudo mayfly down\n  sudo mayfly down --wipe",
 		Args:    argsNamed(),
 	}
@@ -102,16 +102,15 @@ func (a *App) stopProcesses(ctx context.Context, runDir string) error {
 	return nil
 }
 
-// stopSandboxes asks for an orderly end first, then kills what is left.
+// stopSandboxes also removes what sandboxes had of the network, which outlives processes. It asks for an orderly end first, then kills what is left.
 func (a *App) stopSandboxes(ctx context.Context, o *downOptions) error {
 	left, err := leftovers(o)
 	if err != nil {
 		return err
 	}
-	if len(left) == 0 && o.ContainerdAddress == "" {
-		return nil
+	if len(left) > 0 || o.ContainerdAddress != "" {
+		a.note("stopping containerd and its sandboxes")
 	}
-	a.note("stopping containerd and its sandboxes")
 	orderly, cancel := context.WithTimeout(ctx, sandboxesGrace)
 	defer cancel()
 	if err := a.StopSandboxes(orderly, o.AgentOptions, o.Log.logger(a.Stderr)); err != nil {

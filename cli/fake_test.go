@@ -199,6 +199,7 @@ func (h *fakeHost) Exists(p string) bool            { return !h.missing[p] }
 func (h *fakeHost) KernelRelease() string           { return h.kernel }
 func (h *fakeHost) FSMagic(string) int64            { return 0x63677270 }
 func (h *fakeHost) FreeBytes(string) (int64, error) { return h.free, nil }
+func (h *fakeHost) TryNFTables() error              { return nil }
 func (h *fakeHost) TryListen(address string) error  { return h.ports[address] }
 
 // bench is a command line in a world of its own.

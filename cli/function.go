@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -92,6 +93,7 @@ func functionDetails(f *mayflyv1.Function, url string) table {
 		"description", c.GetDescription(),
 		"memory", fmt.Sprintf("%d MB", c.GetMemoryMb()),
 		"timeout", durationOf(c.GetTimeout()),
+		"egress", cmp.Or(egressName(c.GetEgress()), "internet"),
 		"environment", pairs(c.GetEnvironment()),
 		"secrets", secretsText(c),
 		"tags", pairs(f.GetTags()),

@@ -21,6 +21,7 @@ var runtimeNames = []string{"python3.11", "nodejs18", "provided"}
 type configFlags struct {
 	runtime, handler, description string
 	memory, tmp                   int32
+	egress                        egressFlag
 	timeout                       time.Duration
 	env, tags                     map[string]string
 	secrets                       secretRefs
@@ -32,11 +33,13 @@ func (f *configFlags) add(a *App, cmd *cobra.Command) {
 	flags.StringVar(&f.handler, "handler", "", "what is called: MODULE.FUNCTION for Python and Node")
 	flags.Int32Var(&f.memory, "memory", 0, "memory in MB, 128 to 10240 (default 128)")
 	flags.Int32Var(&f.tmp, "ephemeral-storage", 0, "size of /tmp in MB, 512 to 10240 (default 512)")
+	flags.Var(&f.egress, "egress", "what it may reach: none, internet (public addresses) or all (default internet)")
 	flags.DurationVar(&f.timeout, "timeout", 0, "time limit, 1s to 15m (default 3s)")
 	flags.StringToStringVar(&f.env, "env", nil, "environment variable KEY=VALUE (repeatable); the given ones replace all that were set")
 	flags.StringVar(&f.description, "description", "", "description for people")
 	flags.StringToStringVar(&f.tags, "tag", nil, "tag KEY=VALUE (repeatable); the given ones replace all that were set")
 	f.secrets.add(cmd, a.completeSecretFlag)
+	must(cmd.RegisterFlagCompletionFunc("egress", cobra.FixedCompletions(egressNames(), cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("runtime", cobra.FixedCompletions(runtimeNames, cobra.ShellCompDirectiveNoFileComp)))
 }
 
@@ -44,6 +47,7 @@ func (f *configFlags) configuration() *mayflyv1.FunctionConfiguration {
 	c := &mayflyv1.FunctionConfiguration{
 		Runtime: f.runtime, Handler: f.handler, Description: f.description,
 		MemoryMb: f.memory, EphemeralStorageMb: f.tmp, Environment: f.env,
+		Egress: mayflyv1.EgressPolicy(f.egress),
 	}
 	if f.timeout != 0 {
 		c.Timeout = durationpb.New(f.timeout)
@@ -55,7 +59,7 @@ func (f *configFlags) configuration() *mayflyv1.FunctionConfiguration {
 func (f *configFlags) update(cmd *cobra.Command) *mayflyv1.UpdateFunctionConfigurationRequest {
 	r := &mayflyv1.UpdateFunctionConfigurationRequest{Configuration: f.configuration(), Tags: f.tags}
 	given := false
-	for _, name := range []string{"runtime", "handler", "memory", "ephemeral-storage", "timeout"} {
+	for _, name := range []string{"runtime", "handler", "memory", "ephemeral-storage", "timeout", "egress"} {
 		given = given || cmd.Flags().Changed(name)
 	}
 	for flag, field := range map[string]string{"description": "description", "env": "environment", "tag": "tags"} {

@@ -52,6 +52,7 @@ func namespaceDetails(n *mayflyv1.Namespace) table {
 		"concurrency", "at most "+fmt.Sprint(q.GetConcurrency()),
 		"secrets", secretsQuota(q),
 		"code", "at most "+sizeOf(q.GetCodeBytes()),
+		"egress", atMost(q.GetMaxEgress()),
 		"revision", strconv.FormatUint(n.GetMeta().GetRevision(), 10),
 		"created", timeOf(n.GetMeta().GetCreatedAt()),
 	)
@@ -80,12 +81,20 @@ func (a *App) namespaceGet() *cobra.Command {
 	}
 }
 
+func atMost(p mayflyv1.EgressPolicy) string {
+	if p == mayflyv1.EgressPolicy_EGRESS_POLICY_UNSPECIFIED {
+		p = mayflyv1.EgressPolicy_EGRESS_POLICY_ALL
+	}
+	return "at most " + egressName(p)
+}
+
 // quotaFlags are the flags of a namespace's quotas.
 func quotaFlags(cmd *cobra.Command, q *mayflyv1.Quotas) {
 	cmd.Flags().Int32Var(&q.Functions, "functions", 0, "how many functions it may have (default 10000)")
 	cmd.Flags().Int32Var(&q.Concurrency, "concurrency", 0, "how many invocations may run at once (default 1000)")
 	cmd.Flags().Int32Var(&q.Secrets, "secrets", 0, "how many secrets it may have (default 1000)")
 	cmd.Flags().Var((*byteSize)(&q.CodeBytes), "code", "how large its packages may be together, such as 10GiB (default 75GiB)")
+	cmd.Flags().Var((*egressFlag)(&q.MaxEgress), "max-egress", "the widest egress policy its functions may be given: none, internet or all (default all)")
 }
 
 func (a *App) namespaceCreate() *cobra.Command {
@@ -116,8 +125,8 @@ func (a *App) namespaceUpdate() *cobra.Command {
 	quotaFlags(cmd, q)
 	revisionFlag(cmd, &revision)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if q.GetFunctions() == 0 && q.GetConcurrency() == 0 && q.GetCodeBytes() == 0 && q.GetSecrets() == 0 {
-			return usagef("nothing to change: give --functions, --concurrency, --code or --secrets")
+		if q.GetFunctions() == 0 && q.GetConcurrency() == 0 && q.GetCodeBytes() == 0 && q.GetSecrets() == 0 && q.GetMaxEgress() == 0 {
+			return usagef("nothing to change: give --functions, --concurrency, --code, --secrets or --max-egress")
 		}
 		return a.with(cmd, func(ctx context.Context, c *client) error {
 			r, err := c.namespaces.UpdateNamespace(ctx, &mayflyv1.UpdateNamespaceRequest{Name: args[0], Quotas: q, ExpectedRevision: revision})

@@ -31,15 +31,26 @@ func (a *App) nodeList() *cobra.Command {
 }
 
 func nodeTable(nodes []*mayflyv1.Node) table {
-	t := table{header: []string{"NAME", "STATE", "ROLES", "SANDBOXES", "MEMORY", "CPU", "VERSION", "LAST SEEN"}}
+	t := table{header: []string{"NAME", "STATE", "ROLES", "SANDBOXES", "MEMORY", "CPU", "VERSION", "LAST SEEN", "EGRESS"}}
 	for _, n := range nodes {
 		t.rows = append(t.rows, []string{
 			n.GetName(), nodeState(n), nodeRoles(n), fmt.Sprint(n.GetSandboxes()),
 			sizeOf(n.GetUsed().GetMemoryBytes()) + " / " + sizeOf(n.GetCapacity().GetMemoryBytes()),
-			cpus(n.GetUsed()) + " / " + cpus(n.GetCapacity()), orDash(n.GetMayflyVersion()), timeOf(n.GetLastSeen()),
+			cpus(n.GetUsed()) + " / " + cpus(n.GetCapacity()), orDash(n.GetMayflyVersion()), timeOf(n.GetLastSeen()), nodeEgress(n),
 		})
 	}
 	return t
+}
+
+// nodeEgress tells whether functions have network access there.
+func nodeEgress(n *mayflyv1.Node) string {
+	switch {
+	case !n.GetAgent():
+		return "-"
+	case n.GetEgressError() != "":
+		return "unavailable"
+	}
+	return "ok"
 }
 
 func nodeState(n *mayflyv1.Node) string { return stateName(n.GetState(), "NODE_STATE_") }
@@ -77,7 +88,8 @@ func (a *App) nodeGet() *cobra.Command {
 					"memory", sizeOf(n.GetUsed().GetMemoryBytes())+" of "+sizeOf(n.GetCapacity().GetMemoryBytes()),
 					"cpu", cpus(n.GetUsed())+" of "+cpus(n.GetCapacity()),
 					"sandboxes", fmt.Sprint(n.GetSandboxes()), "runtimes", strings.Join(n.GetRuntimes(), " "),
-					"version", n.GetMayflyVersion(), "last seen", timeOf(n.GetLastSeen())))
+					"version", n.GetMayflyVersion(), "last seen", timeOf(n.GetLastSeen()),
+					"egress", nodeEgress(n), "egress error", n.GetEgressError()))
 			})
 		},
 	}

@@ -56,6 +56,8 @@ type AgentOptions struct {
 	// RuntimeHandler is a containerd shim such as "io.containerd.runc.v2"; empty: the agent's default.
 	RuntimeHandler string
 	RuntimesDir    string
+	// SandboxCIDR is the sandboxes' IPv4 addresses; empty: a /20 of 100.64.0.0/10 that the host doesn't use.
+	SandboxCIDR string
 	// MemoryBytes is what sandboxes may use together; 0: what the machine has, less a reserve.
 	MemoryBytes int64
 }
@@ -90,6 +92,7 @@ func (o *AgentOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.ContainerdAddress, "containerd", "", "socket of an existing containerd (default: start one of our own)")
 	f.StringVar(&o.RuntimeHandler, "runtime-handler", "", "containerd shim (default io.containerd.runc.v2)")
+	f.StringVar(&o.SandboxCIDR, "sandbox-cidr", "", "IPv4 addresses for sandboxes, such as 100.64.0.0/16 (default: a /20 of 100.64.0.0/10 that this host doesn't use)")
 	f.StringVar(&o.RuntimesDir, "runtimes-dir", "", "where runtime images are (default STATE/agent/runtimes)")
 	f.Var((*byteSize)(&o.MemoryBytes), "memory", "what sandboxes may use together, such as 8GiB (default: most of the machine's)")
 }

@@ -58,6 +58,8 @@ func fits(s *Snapshot, n *Node, r *Request) (Why, bool) {
 		return WhyDown, false
 	case !slices.Contains(n.Runtimes, r.Runtime):
 		return WhyNoRuntime, false
+	case r.Egress && n.NoEgress:
+		return WhyNoEgress, false
 	case n.MemoryBytes < r.MemoryBytes, n.MilliCPUs < r.MilliCPUs:
 		return WhyTooSmall, false
 	case n.NotBefore.After(s.Now):

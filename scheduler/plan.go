@@ -30,6 +30,8 @@ type Node struct {
 	Starting, MaxStarting, Sandboxes int
 	// NotBefore is the end of a pause after the agent failed to start a sandbox; zero: none.
 	NotBefore time.Time
+	// NoEgress tells that its sandboxes can reach nothing.
+	NoEgress bool
 	// Runtimes are those it has images of.
 	Runtimes []string
 	// Code counts, by digest, the sandboxes that were started with it since the session began.
@@ -64,6 +66,8 @@ type Request struct {
 	CodeDigest  string
 	MemoryBytes int64
 	MilliCPUs   int64
+	// Egress tells that the sandbox may reach something.
+	Egress bool
 }
 
 // Plan is where a sandbox goes, and the idle sandboxes that must be destroyed there first.
@@ -79,6 +83,7 @@ type Why int
 const (
 	WhyDown Why = iota
 	WhyNoRuntime
+	WhyNoEgress
 	WhyTooSmall
 	WhyPaused
 	WhyStarting
@@ -89,7 +94,7 @@ const (
 // String says it for people.
 func (w Why) String() string {
 	return [...]string{
-		"not connected", "no image of the runtime", "smaller than the function needs",
+		"not connected", "no image of the runtime", "no network for sandboxes", "smaller than the function needs",
 		"failed or refused a start moments ago", "busy starting sandboxes", "memory in use", "CPU in use",
 	}[w]
 }

@@ -71,6 +71,8 @@ func TestPlaceSaysWhy(t *testing.T) {
 	busy.UsedMilliCPUs = 3990
 	weak := node("weak", 1000, 0)
 	weak.MilliCPUs = 50
+	alone := node("alone", 1000, 0)
+	alone.NoEgress = true
 	for _, c := range []struct {
 		why     Why
 		node    *Node
@@ -78,6 +80,7 @@ func TestPlaceSaysWhy(t *testing.T) {
 	}{
 		{WhyDown, down, true},
 		{WhyNoRuntime, bare, false},
+		{WhyNoEgress, alone, false},
 		{WhyTooSmall, node("small", 100, 0), false},
 		{WhyPaused, paused, true},
 		{WhyStarting, starting, true},
@@ -86,7 +89,9 @@ func TestPlaceSaysWhy(t *testing.T) {
 		{WhyTooSmall, weak, false},
 	} {
 		t.Run(c.why.String(), func(t *testing.T) {
-			p, refused := place(t, request(128), c.node)
+			r := request(128)
+			r.Egress = true
+			p, refused := place(t, r, c.node)
 			if p.Node != nil || refused[c.why] != 1 || len(refused) != 1 {
 				t.Fatalf("plan %+v, refusals %v", p, refused)
 			}
@@ -94,6 +99,9 @@ func TestPlaceSaysWhy(t *testing.T) {
 				t.Fatalf("Passing() = %v", refused.Passing())
 			}
 		})
+	}
+	if p, refused := place(t, request(128), alone); p.Node != alone {
+		t.Fatalf("what needs no network is refused: %v", refused)
 	}
 	_, refused := place(t, request(128), down, bare, node("full", 1000, 900), node("full2", 1000, 900))
 	if got, want := refused.String(), "1 node: not connected; 1 node: no image of the runtime; 2 nodes: memory in use"; got != want {

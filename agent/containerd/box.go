@@ -17,12 +17,14 @@ import (
 const (
 	labelInstance = "mayfly/instance"
 	labelUID      = "mayfly/uid"
+	labelSlot     = "mayfly/slot"
 )
 
 // box is what this process knows of a sandbox.
 type box struct {
-	id  string
-	uid uint32 // first of its range; 0 if unknown
+	id   string
+	uid  uint32 // first of its range; 0 if unknown
+	slot int    // of its interface; 0 if it has none
 
 	life sync.Mutex // held by Create and Destroy: one at a time
 
@@ -87,6 +89,7 @@ func (r *Runtime) adopt(ctx context.Context) error {
 	}
 	for _, c := range found.GetContainers() {
 		b := &box{id: c.GetID()}
+		b.slot, _ = strconv.Atoi(c.GetLabels()[labelSlot]) // none: 0
 		if uid, err := strconv.ParseUint(c.GetLabels()[labelUID], 10, 32); err == nil {
 			b.uid = uint32(uid)
 			r.pairs.uids.claim(b.uid)

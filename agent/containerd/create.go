@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -75,6 +76,9 @@ func checkConfig(c sandbox.Config) error {
 	if err := checkSecretFiles(c); err != nil {
 		return err
 	}
+	if !slices.Contains([]sandbox.Egress{sandbox.EgressNone, sandbox.EgressInternet, sandbox.EgressAll}, c.Egress) {
+		return fmt.Errorf("sandbox %s: there is no egress policy %q", c.ID, c.Egress)
+	}
 	return traversable(c.RootFS)
 }
 
@@ -100,7 +104,10 @@ func (r *Runtime) create(ctx context.Context, b *box, c sandbox.Config) error {
 		return err
 	}
 	defer p.close() // the sandbox has joined by then, or never will
-	b.uid = p.uid
+	b.uid, b.slot = p.uid, p.slot
+	if err := r.permit(p, c.Egress); err != nil {
+		return err
+	}
 	l, err := r.lay(c, p)
 	if err != nil {
 		return err
@@ -110,6 +117,17 @@ func (r *Runtime) create(ctx context.Context, b *box, c sandbox.Config) error {
 	}
 	if _, err := r.client.tasks.Start(ctx, &tasks.StartRequest{ContainerID: c.ID}); err != nil {
 		return fmt.Errorf("start task: %w", err)
+	}
+	return nil
+}
+
+// permit puts the sandbox's policy in force before anything runs in it.
+func (r *Runtime) permit(p *pair, policy sandbox.Egress) error {
+	switch {
+	case p.slot != 0:
+		return r.pairs.network.SetPolicy(p.slot, policy)
+	case policy != sandbox.EgressNone:
+		return fmt.Errorf("egress policy %s: %w", policy, r.noEgress)
 	}
 	return nil
 }
@@ -161,6 +179,15 @@ func (r *Runtime) lay(c sandbox.Config, p *pair) (l layout, err error) {
 	if c.CodeDir != "" {
 		l.task = c.CodeDir
 	}
+	if p.slot != 0 {
+		l.slot, l.resolvConf = p.slot, resolvConf(r.cfg)
+		if err := makeFile(c.RootFS, resolvConfPath); err != nil {
+			return l, err
+		}
+		if l.confOpts, err = lockedOptions(l.resolvConf); err != nil {
+			return l, err
+		}
+	}
 	if l.taskOpts, err = lockedOptions(l.task); err != nil {
 		return l, err
 	}
@@ -211,8 +238,10 @@ func (r *Runtime) createContainer(ctx context.Context, c sandbox.Config, l layou
 		}
 	}
 	_, err = r.client.containers.Create(ctx, &containers.CreateContainerRequest{Container: &containers.Container{
-		ID:      c.ID,
-		Labels:  map[string]string{labelInstance: r.cfg.InstanceID, labelUID: strconv.FormatUint(uint64(l.uid), 10)},
+		ID: c.ID,
+		Labels: map[string]string{
+			labelInstance: r.cfg.InstanceID, labelUID: strconv.FormatUint(uint64(l.uid), 10), labelSlot: strconv.Itoa(l.slot),
+		},
 		Runtime: runtime,
 		Spec:    &anypb.Any{TypeUrl: specType, Value: spec},
 	}})

@@ -106,7 +106,16 @@ func (r *Runtime) destroy(ctx context.Context, b *box) error {
 	if err := ignoreNotFound(err); err != nil {
 		return fmt.Errorf("delete container: %w", err)
 	}
-	return errors.Join(r.cgroups.remove(b.id), r.removeDir(b.id))
+	return errors.Join(r.cgroups.remove(b.id), r.removeDir(b.id), r.disconnect(b))
+}
+
+// disconnect removes the interface, once: its slot may be another's afterwards.
+func (r *Runtime) disconnect(b *box) error {
+	err := r.pairs.disconnect(b.slot)
+	if err == nil {
+		b.slot = 0
+	}
+	return err
 }
 
 // deleteTask deletes the task once its process has ended.

@@ -108,6 +108,9 @@ func TestNothingLeaks(t *testing.T) {
 	}
 	eventually(t, "shims are gone", func() bool { return len(shims(t, cfg.InstanceID)) == 0 })
 	eventually(t, "loop devices are free", func() bool { return loops(t) <= loopsBefore+cfg.PoolSize })
+	if n := len(interfaces(t, r)); n > cfg.PoolSize+1 {
+		t.Errorf("%d interfaces are there, a pool of %d should be", n, cfg.PoolSize)
+	}
 	eventually(t, "descriptors are closed", func() bool { return openFiles(t) <= openBefore+3*cfg.PoolSize })
 	r.pairs.uids.mu.Lock()
 	defer r.pairs.uids.mu.Unlock()
@@ -208,6 +211,7 @@ func TestAgentRestart(t *testing.T) {
 	if err := os.MkdirAll(taskDir(first.dir(half)), 0o711); err != nil {
 		t.Fatal(err)
 	}
+	stray := strayInterface(t, first)
 
 	second, endSecond := agentProcess(t, cfg)
 	defer endSecond()
@@ -224,6 +228,7 @@ func TestAgentRestart(t *testing.T) {
 	if second.boxes[lives.ID].uid != uid || !inUse(second, uid) {
 		t.Error("the adopted sandbox's uids are not known")
 	}
+	checkAdopted(t, second, stray, lives.ID, generic.ID)
 	if exit, err := second.Wait(t.Context(), ended.ID); err != nil || exit.Code != 9 {
 		t.Errorf("Wait: %+v, %v; want status 9", exit, err)
 	}
@@ -235,6 +240,10 @@ func TestAgentRestart(t *testing.T) {
 	}
 	if left := traces(t, cfg, second); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
+	}
+	endSecond()
+	if left := interfaces(t, second); len(left) > 0 {
+		t.Errorf("interfaces left behind: %q", left)
 	}
 }
 

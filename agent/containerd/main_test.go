@@ -24,12 +24,13 @@ import (
 type host struct {
 	dir, rootfs, helper, code string
 	runtime                   *Runtime
+	world                     *world
 }
 
 var shared host //nolint:gochecknoglobals // made once by TestMain: a containerd for each test would take minutes
 
 func TestMain(m *testing.M) {
-	status, err := withHost(m)
+	status, err := apart(m)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "these tests run real sandboxes:", err)
 		status = 1
@@ -37,10 +38,29 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-func withHost(m *testing.M) (status int, err error) {
+// apart runs the tests in network and mount namespaces of their own, which play the host: nothing of the machine's network
+// is touched.
+func apart(m *testing.M) (int, error) {
+	const inside = "MAYFLY_TEST_APART"
 	if os.Geteuid() != 0 {
 		return 1, errors.New("run them as root")
 	}
+	if os.Getenv(inside) != "" {
+		return withHost(m)
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), inside+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET, Unshareflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
+	err := cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return exit.ExitCode(), nil
+	}
+	return 0, err
+}
+
+func withHost(m *testing.M) (status int, err error) {
 	if _, err := Binaries(); err != nil {
 		return 1, err
 	}
@@ -56,6 +76,12 @@ func withHost(m *testing.M) (status int, err error) {
 	if err := shared.build(); err != nil {
 		return 1, err
 	}
+	outside, err := makeWorld(dir)
+	if err != nil {
+		return 1, fmt.Errorf("make networks: %w", err)
+	}
+	shared.world = outside
+	defer outside.close()
 	cfg := shared.config("shared")
 	if shared.runtime, err = New(cfg); err != nil {
 		return 1, err
@@ -66,7 +92,7 @@ func withHost(m *testing.M) (status int, err error) {
 	status = m.Run()
 	cancel()
 	err = errors.Join(<-ran, shared.runtime.Close(), Stop(context.Background(), cfg))
-	return status, err
+	return status, errors.Join(err, outside.asBefore())
 }
 
 func (h *host) build() error {
@@ -120,7 +146,7 @@ func probe(t testing.TB, args ...string) sandbox.Config {
 	return sandbox.Config{
 		ID: newID(), RootFS: shared.rootfs, Command: append([]string{"/bin/probe"}, args...),
 		Env: []string{"LANG=C.UTF-8", "HOME=/tmp"}, SocketDir: sockets,
-		MemoryBytes: 128 << 20, MilliCPUs: 1000, PIDs: 64, TmpBytes: 64 << 20,
+		MemoryBytes: 128 << 20, MilliCPUs: 1000, PIDs: 64, TmpBytes: 64 << 20, Egress: sandbox.EgressInternet,
 	}
 }
 

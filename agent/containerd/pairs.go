@@ -5,12 +5,16 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mayfly-faas/mayfly/agent/containerd/egress"
+	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
 
 // idsPerSandbox is the size of the range of host ids that one sandbox's user namespace maps.
@@ -25,6 +29,7 @@ type pair struct {
 	uid     uint32 // host uid of the namespace's root
 	user    *os.File
 	network *os.File
+	slot    int // of its interface; 0: it has none
 }
 
 // path is where another process on the host finds a namespace that this process holds.
@@ -84,9 +89,11 @@ func (u *uidRanges) release(uid uint32) {
 
 // pairs makes pairs, ahead of need where it can.
 type pairs struct {
-	helper string
-	uids   *uidRanges
-	pool   *pool[*pair]
+	helper  string
+	uids    *uidRanges
+	pool    *pool[*pair]
+	network *egress.Network // nil: there is none
+	log     *slog.Logger
 }
 
 func newPairs(cfg Config, helper string) (*pairs, error) {
@@ -94,14 +101,24 @@ func newPairs(cfg Config, helper string) (*pairs, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &pairs{helper: helper, uids: uids}
+	p := &pairs{helper: helper, uids: uids, log: cfg.Logger}
 	p.pool = newPool(cfg.PoolSize, p.make, p.discard)
 	return p, nil
 }
 
 func (p *pairs) discard(pr *pair) {
 	pr.close()
+	if err := p.disconnect(pr.slot); err != nil {
+		p.log.Error("an interface is left until the next start", slog.Any("error", err))
+	}
 	p.uids.release(pr.uid)
+}
+
+func (p *pairs) disconnect(slot int) error {
+	if p.network == nil || slot == 0 {
+		return nil
+	}
+	return p.network.Disconnect(slot)
 }
 
 func (p *pairs) make() (*pair, error) {
@@ -114,7 +131,19 @@ func (p *pairs) make() (*pair, error) {
 		p.uids.release(uid)
 		return nil, fmt.Errorf("make namespaces: %w", err)
 	}
+	if err := p.connect(pr); err != nil {
+		p.discard(pr)
+		return nil, fmt.Errorf("connect a network namespace: %w", err)
+	}
 	return pr, nil
+}
+
+// connect gives a pair its interface, with the policy that most functions have: nothing runs there yet.
+func (p *pairs) connect(pr *pair) (err error) {
+	if p.network != nil {
+		pr.slot, err = p.network.Connect(pr.network, sandbox.EgressInternet)
+	}
+	return err
 }
 
 // newPair starts a short-lived process in new namespaces and keeps them by descriptors when it ends.

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/mayfly-faas/mayfly/agent/containerd/egress"
 	"github.com/mayfly-faas/mayfly/agent/sandbox"
 )
 
@@ -57,6 +58,9 @@ type Config struct {
 	PoolSize int
 	// UIDBase is the first host uid of the first sandbox, by default 0x70000000. Each sandbox takes 65536.
 	UIDBase uint32
+	// SandboxCIDR is the sandboxes' IPv4 addresses, a network of size /12 to /28 that nothing else uses; empty: a /20 of
+	// 100.64.0.0/10 that the host doesn't use.
+	SandboxCIDR string
 	// HelperPath is the helper's binary; empty: the embedded one.
 	HelperPath string
 	Logger     *slog.Logger
@@ -73,7 +77,10 @@ type Runtime struct {
 	volumes *volumes
 	helper  string // directory of the helper's binary, mounted into sandboxes
 	lock    *os.File
-	shared  string // directory of the sandboxes' directories, a shared mount
+	shared  string          // directory of the sandboxes' directories, a shared mount
+	network *egress.Network // nil: there is none, for the reason noEgress
+	// noEgress is why sandboxes can't have other policies than none.
+	noEgress error
 	// readMappings tells that runc reads a user namespace's mappings itself.
 	readMappings atomic.Bool
 
@@ -93,7 +100,7 @@ func New(cfg Config) (*Runtime, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
 	for _, step := range []func(context.Context) error{
-		r.prepareDirs, r.prepareCgroups, r.prepareHelper, r.prepareContainerd, r.prepareVolumes, r.adopt,
+		r.prepareDirs, r.prepareCgroups, r.prepareHelper, r.prepareContainerd, r.prepareVolumes, r.adopt, r.prepareNetwork,
 	} {
 		if err := step(ctx); err != nil {
 			return nil, errors.Join(err, r.Close())
@@ -202,6 +209,9 @@ func (r *Runtime) Run(ctx context.Context) error {
 	if r.volumes.loops {
 		g.Go(func() error { return r.volumes.pool.run(ctx, r.log) })
 	}
+	if r.network != nil {
+		g.Go(func() error { return r.network.Run(ctx) })
+	}
 	if r.daemon != nil {
 		g.Go(func() error { return r.daemon.run(ctx, r.log) })
 	}
@@ -220,6 +230,9 @@ func (r *Runtime) Close() error {
 	if r.volumes != nil {
 		r.volumes.pool.close()
 	}
+	if r.network != nil {
+		errs = append(errs, r.network.Close())
+	}
 	if r.client != nil {
 		errs = append(errs, r.client.conn.Close())
 	}
@@ -231,9 +244,13 @@ func (r *Runtime) Close() error {
 
 // Stop destroys all sandboxes of this instance and ends the containerd that it started: for `mayfly down`.
 func Stop(ctx context.Context, cfg Config) error {
-	if cfg.Address == "" && nothingToStop(cfg) {
-		return nil
+	if err := cfg.complete(); err != nil {
+		return err
 	}
+	if cfg.Address == "" && nothingToStop(cfg) {
+		return egress.Remove(cfg.InstanceID)
+	}
+	cfg.SandboxCIDR = "" // of no use any more, and perhaps in the way
 	r, err := New(cfg)
 	if err != nil {
 		return err
@@ -247,7 +264,7 @@ func Stop(ctx context.Context, cfg Config) error {
 	if r.daemon != nil {
 		errs = append(errs, r.daemon.stop(ctx))
 	}
-	errs = append(errs, r.cgroups.remove("containerd"), r.cgroups.removeParent(), unmount(r.shared))
+	errs = append(errs, egress.Remove(cfg.InstanceID), r.cgroups.remove("containerd"), r.cgroups.removeParent(), unmount(r.shared))
 	return errors.Join(errs...)
 }
 

@@ -188,7 +188,7 @@ func TestIsolation(t *testing.T) {
 	if m := strings.Fields(in.UIDMap); len(m) != 3 || m[0] != "0" || m[1] == "0" || m[2] != "65536" {
 		t.Errorf("uid map %q", in.UIDMap)
 	}
-	if len(in.Interfaces) != 1 || in.Interfaces[0] != "lo up=true" {
+	if i := strings.Join(in.Interfaces, ", "); i != "lo up=true, eth0 up=true" {
 		t.Errorf("interfaces %q", in.Interfaces)
 	}
 	if len(in.Processes) != 2 {
@@ -221,7 +221,7 @@ func TestAttemptsFail(t *testing.T) {
 }
 
 func TestNothingOfTheHostIsVisible(t *testing.T) {
-	allowed := []string{"/bin/probe", "/dev/", "/run/mayfly/log", "/run/mayfly-helper/init", "/tmp/", "/proc", "/etc/hosts"}
+	allowed := []string{"/bin/probe", "/dev/", "/run/mayfly/log", "/run/mayfly-helper/init", "/tmp/", "/proc", "/etc/hosts", "/etc/resolv.conf"}
 next:
 	for _, path := range look(t).Outside {
 		for _, a := range allowed {

@@ -20,6 +20,8 @@ const (
 	socketDir = "/run/mayfly"
 	codeDir   = "/var/task"
 
+	resolvConfPath = "/etc/resolv.conf"
+
 	minShares   = 2    // the kernel takes no less
 	maxFiles    = 1024 // as in Lambda
 	smallTmpfs  = "size=1m,mode=755"
@@ -36,8 +38,12 @@ type layout struct {
 	cgroup             string
 	limitSwap          bool
 	taskOpts, helpOpts []string
+	confOpts           []string
 	// readMappings leaves the mappings of ids to be read from userNS.
 	readMappings bool
+	// slot is that of its interface, and resolvConf its resolv.conf on the host; 0 and "" without.
+	slot       int
+	resolvConf string
 }
 
 // buildSpec is the OCI spec of a sandbox, made by hand: containerd's helpers cost milliseconds.
@@ -105,6 +111,9 @@ func mounts(c sandbox.Config, l layout) []specs.Mount {
 	}
 	if len(c.SecretFiles) > 0 {
 		all = append(all, bind(l.secrets, secretsTarget, "ro", "noexec"))
+	}
+	if l.resolvConf != "" {
+		all = append(all, bind(l.resolvConf, resolvConfPath, append(l.confOpts, "ro")...))
 	}
 	return all
 }

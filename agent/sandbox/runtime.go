@@ -50,7 +50,22 @@ type Config struct {
 	PIDs        int64
 	// TmpBytes is the size of /tmp.
 	TmpBytes int64
+	// Egress is in force before Command runs. Create fails where it can't be given; EgressNone always can.
+	Egress Egress
 }
+
+// Egress is a policy: what a sandbox may reach. Nobody may reach a sandbox.
+type Egress string
+
+// The policies.
+const (
+	// EgressNone is nothing but the sandbox's own loopback.
+	EgressNone Egress = "none"
+	// EgressInternet is public addresses and DNS: not the node, no private network, no other sandbox.
+	EgressInternet Egress = "internet"
+	// EgressAll is whatever the node reaches, and the node itself, but no other sandbox.
+	EgressAll Egress = "all"
+)
 
 // ExitUnknown is the Code of an Exit that nobody saw.
 const ExitUnknown = -1

@@ -58,7 +58,7 @@ var programs = []program{
 
 // Check looks at everything.
 func Check(h Host, o Options) []Result {
-	results := []Result{root(h), kernel(h), cgroups(h), userNamespaces(h)}
+	results := []Result{root(h), kernel(h), cgroups(h), userNamespaces(h), nfTables(h)}
 	for _, p := range programs {
 		results = append(results, p.check(h))
 	}
@@ -111,6 +111,16 @@ func userNamespaces(h Host) Result {
 	if limit == "" || limit == "0" {
 		r.Status, r.Found = Missing, "disabled"
 		r.Advice = "sysctl -w user.max_user_namespaces=65536, or a kernel that has them"
+	}
+	return r
+}
+
+// nfTables is what gives sandboxes network access; without, functions that need none still run.
+func nfTables(h Host) Result {
+	r := Result{Check: "nf_tables", Status: OK, Found: "yes"}
+	if err := h.TryNFTables(); err != nil {
+		r.Status, r.Found = Warning, err.Error()
+		r.Advice = "only functions with the egress policy none can run: use a kernel with nf_tables (modprobe nf_tables), as root"
 	}
 	return r
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
 
@@ -33,6 +34,8 @@ type Host interface {
 	FreeBytes(path string) (int64, error)
 	// TryListen tells whether address can be listened on; the error wraps that of the system.
 	TryListen(address string) error
+	// TryNFTables tells whether the kernel's packet filter can be used; the error wraps that of the system.
+	TryNFTables() error
 }
 
 // Local is the machine that the process runs on, seen below Root.
@@ -121,6 +124,18 @@ func (Local) TryListen(address string) error {
 		return fmt.Errorf("listen: %w", err)
 	}
 	return l.Close()
+}
+
+// TryNFTables reads the names of the tables.
+func (Local) TryNFTables() error {
+	conn, err := nftables.New()
+	if err == nil {
+		_, err = conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	}
+	if err != nil {
+		return fmt.Errorf("list tables: %w", err)
+	}
+	return nil
 }
 
 // Cgroups is how a host mounts control groups.

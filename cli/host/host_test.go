@@ -23,11 +23,13 @@ type machine struct {
 	magic  map[string]int64
 	kernel string
 	uid    int
+	tables error
 }
 
 func (m machine) FSMagic(path string) int64 { return m.magic[path] }
 func (m machine) KernelRelease() string     { return m.kernel }
 func (m machine) Geteuid() int              { return m.uid }
+func (m machine) TryNFTables() error        { return m.tables }
 
 func TestCgroupMode(t *testing.T) {
 	for want, magic := range map[Cgroups]map[string]int64{
@@ -63,6 +65,15 @@ func TestCheckOfABareMachine(t *testing.T) {
 		t.Errorf("packages %v", packages)
 	}
 	if r := find(t, results, "disk space"); r.Found == "" || r.Status == Missing {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestCheckWarnsOfMissingNFTables(t *testing.T) {
+	if r := nfTables(machine{}); r.Status != OK {
+		t.Errorf("%+v", r)
+	}
+	if r := nfTables(machine{tables: syscall.EPROTONOSUPPORT}); r.Status != Warning || !strings.Contains(r.Advice, "none") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -116,7 +116,7 @@ func serverConfig(o cli.ServerOptions, log *slog.Logger, registry *prometheus.Re
 }
 
 func nodeConfig(o cli.AgentOptions, log *slog.Logger, registry *prometheus.Registry) agent.NodeConfig {
-	cfg := agent.NodeConfig{ContainerdAddress: o.ContainerdAddress, RuntimeHandler: o.RuntimeHandler}
+	cfg := agent.NodeConfig{ContainerdAddress: o.ContainerdAddress, RuntimeHandler: o.RuntimeHandler, SandboxCIDR: o.SandboxCIDR}
 	cfg.Config = agent.Config{
 		Version: version, StateDir: filepath.Join(o.StateDir, "agent"), RuntimesDir: o.RuntimesDir, RunDir: o.RunDir,
 		Capacity: &mayflyv1.NodeResources{MemoryBytes: o.MemoryBytes}, Logger: log.With("room", "agent"),

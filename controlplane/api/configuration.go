@@ -53,6 +53,9 @@ func completeConfiguration(in *mayflyv1.FunctionConfiguration) (*mayflyv1.Functi
 	if c.EphemeralStorageMb == 0 {
 		c.EphemeralStorageMb = minStorageMB
 	}
+	if c.Egress == mayflyv1.EgressPolicy_EGRESS_POLICY_UNSPECIFIED {
+		c.Egress = mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET
+	}
 	if c.Runtime == runtimeProvided && c.Handler == "" {
 		c.Handler = defaultHandler
 	}
@@ -75,6 +78,9 @@ func checkConfiguration(c *mayflyv1.FunctionConfiguration) error {
 	}
 	if mb := c.GetEphemeralStorageMb(); mb < minStorageMB || mb > maxStorageMB {
 		return invalid("ephemeral_storage_mb %d is not between %d and %d", mb, minStorageMB, maxStorageMB)
+	}
+	if err := checkEgress("egress", c.GetEgress()); err != nil {
+		return err
 	}
 	if err := checkDescription(c.GetDescription()); err != nil {
 		return err
@@ -121,6 +127,14 @@ func checkTimeout(d *durationpb.Duration) error {
 	timeout := d.AsDuration()
 	if d.CheckValid() != nil || timeout < time.Second || timeout > maxTimeout || timeout%time.Second != 0 {
 		return fault.Invalid(mayflyv1.ErrorReason_ERROR_REASON_INVALID_TIMEOUT, "timeout %v is not a whole number of seconds between 1 and %d", timeout, maxTimeout/time.Second)
+	}
+	return nil
+}
+
+// checkEgress takes unspecified for what was never said.
+func checkEgress(field string, p mayflyv1.EgressPolicy) error {
+	if _, ok := mayflyv1.EgressPolicy_name[int32(p)]; !ok {
+		return invalid("%s %d is no egress policy", field, p)
 	}
 	return nil
 }

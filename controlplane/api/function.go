@@ -252,6 +252,9 @@ func merged(old, change *mayflyv1.FunctionConfiguration, replace []string) *mayf
 	if change.GetEphemeralStorageMb() != 0 {
 		c.EphemeralStorageMb = change.GetEphemeralStorageMb()
 	}
+	if change.GetEgress() != mayflyv1.EgressPolicy_EGRESS_POLICY_UNSPECIFIED {
+		c.Egress = change.GetEgress()
+	}
 	if slices.Contains(replace, replaceDescription) {
 		c.Description = change.GetDescription()
 	}

@@ -39,7 +39,8 @@ func TestCreateFunctionFillsDefaults(t *testing.T) {
 	b := newBench(t)
 	fn := b.admin.create(t, "hello-world")
 	c := fn.GetConfiguration()
-	if c.GetMemoryMb() != 128 || c.GetTimeout().AsDuration() != 3*time.Second || c.GetEphemeralStorageMb() != 512 {
+	if c.GetMemoryMb() != 128 || c.GetTimeout().AsDuration() != 3*time.Second || c.GetEphemeralStorageMb() != 512 ||
+		c.GetEgress() != mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET {
 		t.Errorf("configuration %v", c)
 	}
 	if fn.GetArn() != "arn:aws:lambda:us-east-1:000000000000:function:hello-world" || fn.GetNamespace() != "default" || fn.GetState() != mayflyv1.FunctionState_FUNCTION_STATE_PENDING {
@@ -113,6 +114,7 @@ func TestCreateFunctionRefuses(t *testing.T) {
 		"timeout 1.5":       {configured(func(c *configuration) { c.Timeout = durationpb.New(1500 * time.Millisecond) }), invalidTimeout, []string{"1.5s", "whole"}},
 		"timeout overflow":  {configured(func(c *configuration) { c.Timeout = &durationpb.Duration{Seconds: 1 << 62} }), invalidTimeout, nil},
 		"little storage":    {configured(func(c *configuration) { c.EphemeralStorageMb = 511 }), invalidArgument, []string{"ephemeral_storage_mb", "511"}},
+		"unknown egress":    {configured(func(c *configuration) { c.Egress = 9 }), invalidArgument, []string{"egress", "9"}},
 		"long description":  {configured(func(c *configuration) { c.Description = strings.Repeat("ü", 257) }), invalidArgument, []string{"257", "256"}},
 		"environment key":   {environment("1X", "v"), invalidArgument, []string{"1X"}},
 		"environment dash":  {environment("A-B", "v"), invalidArgument, []string{"A-B"}},

@@ -68,7 +68,7 @@ func checkQuotas(q *mayflyv1.Quotas) error {
 			return invalid("quotas.%s %d is negative", quota.field, quota.value)
 		}
 	}
-	return nil
+	return checkEgress("quotas.max_egress", q.GetMaxEgress())
 }
 
 // newAccountID draws 12 digits that no namespace has.

@@ -139,6 +139,7 @@ func newPending(spec *agentv1.SandboxSpec, key versionKey) *pending {
 	return &pending{spec: spec, key: key, ready: make(chan struct{}), request: scheduler.Request{
 		Function: key.Function, Runtime: spec.GetRuntime(), CodeDigest: spec.GetCodeDigest(),
 		MemoryBytes: spec.GetMemoryBytes(), MilliCPUs: int64(spec.GetMilliCpus()),
+		Egress: spec.GetEgress() != mayflyv1.EgressPolicy_EGRESS_POLICY_NONE,
 	}}
 }
 
@@ -179,6 +180,11 @@ func (p *pending) noCapacity() *fault.Error {
 	if p.refused[scheduler.WhyNoRuntime] > 0 && !p.refused.Passing() {
 		return fault.Throttled(reason, "no connected node can run function %q in namespace %q (runtime %s, %d MB): %s; build the runtime with `mayfly runtime build %s`, or add a node",
 			p.key.Name, p.key.Namespace, p.request.Runtime, p.request.MemoryBytes>>20, p.refused, p.request.Runtime)
+	}
+	if p.refused[scheduler.WhyNoEgress] > 0 && !p.refused.Passing() {
+		return fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_EGRESS_UNAVAILABLE,
+			"no connected node can give function %q in namespace %q network access: %s; `mayfly node get NODE` says why; the function can do without by `mayfly function update %s --egress none`",
+			p.key.Name, p.key.Namespace, p.refused, p.key.Name)
 	}
 	return fault.Throttled(reason, "no node has room for a sandbox of function %q in namespace %q (runtime %s, %d MB): %s; retry later, or add a node",
 		p.key.Name, p.key.Namespace, p.request.Runtime, p.request.MemoryBytes>>20, p.refused)

@@ -230,6 +230,30 @@ func TestNoCapacitySaysWhy(t *testing.T) {
 	}
 }
 
+func TestNodeWithoutEgress(t *testing.T) {
+	h := newHome(t, nil)
+	fn := active("f", 128)
+	h.state.put(fn)
+	greeting := hello("a", 1000)
+	greeting.EgressError = "no nf_tables"
+	if _, err := h.Attach(context.Background(), greeting, newFakeWorker(1000*mib)); err != nil {
+		t.Fatal(err)
+	}
+	if nodes := h.Nodes(); nodes[0].GetEgressError() != "no nf_tables" {
+		t.Errorf("the node is shown as %v", nodes[0])
+	}
+	spec := specOf(fn)
+	spec.Egress = mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET
+	_, _, err := h.Acquire(context.Background(), spec)
+	if !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_EGRESS_UNAVAILABLE) || !strings.Contains(err.Error(), "--egress none") {
+		t.Errorf("with the policy internet: %v", err)
+	}
+	spec.Egress = mayflyv1.EgressPolicy_EGRESS_POLICY_NONE
+	if l, _, err := h.Acquire(context.Background(), spec); l == nil {
+		t.Errorf("with the policy none: %v", err)
+	}
+}
+
 func TestStartsInParallelUpToTheNodesLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHome(t, nil)

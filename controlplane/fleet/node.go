@@ -26,7 +26,9 @@ type node struct {
 	capacity   *mayflyv1.NodeResources
 	used       *mayflyv1.NodeResources
 	images     []*mayflyv1.RuntimeImage
-	lastSeen   time.Time
+	// egressError is why NoEgress is set.
+	egressError string
+	lastSeen    time.Time
 }
 
 // session is one attachment of an agent.
@@ -67,6 +69,7 @@ func (f *Fleet) attach(hello *agentv1.Hello, w Worker, watched bool) (*session, 
 	n.Name, n.instanceID, n.release, n.lastSeen = hello.GetNodeName(), hello.GetInstanceId(), hello.GetMayflyVersion(), time.Now()
 	n.capacity = hello.GetCapacity()
 	n.MemoryBytes, n.MilliCPUs = n.capacity.GetMemoryBytes(), int64(n.capacity.GetMilliCpus())
+	n.egressError, n.NoEgress = hello.GetEgressError(), hello.GetEgressError() != ""
 	n.setImages(hello.GetRuntimes())
 	for _, status := range hello.GetSandboxes() {
 		f.adoptLocked(n, status)
@@ -210,7 +213,7 @@ func (n *node) status() *mayflyv1.Node {
 	return &mayflyv1.Node{
 		Id: n.ID, Name: n.Name, Agent: true, State: state, Capacity: n.capacity, Used: n.used,
 		Sandboxes: int32(n.Sandboxes), Runtimes: slices.Clone(n.Runtimes), MayflyVersion: n.release,
-		LastSeen: timestamppb.New(n.lastSeen),
+		LastSeen: timestamppb.New(n.lastSeen), EgressError: n.egressError,
 	}
 }
 

@@ -283,6 +283,9 @@ func (b *builder) configure(spec *agentv1.SandboxSpec, c *mayflyv1.FunctionConfi
 	spec.CodeDigest, spec.CodeSizeBytes = code.GetDigest(), code.GetSizeBytes()
 	spec.MemoryBytes, spec.MilliCpus = memory<<20, int32(memory*1000/fullCPUMemoryMB)
 	spec.TmpBytes = int64(orDefault(c.GetEphemeralStorageMb(), defaultTmpMB)) << 20
+	if spec.Egress = c.GetEgress(); spec.Egress == mayflyv1.EgressPolicy_EGRESS_POLICY_UNSPECIFIED {
+		spec.Egress = mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET // it was made before there were policies
+	}
 	if spec.Timeout = c.GetTimeout(); spec.Timeout.AsDuration() <= 0 {
 		spec.Timeout = durationpb.New(defaultTimeout)
 	}

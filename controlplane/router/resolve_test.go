@@ -78,7 +78,7 @@ func TestResolvedSpec(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := latest.Spec
-	if s.GetMemoryBytes() != 256<<20 || s.GetMilliCpus() != 144 || s.GetTmpBytes() != 512<<20 || s.GetTimeout().GetSeconds() != 3 ||
+	if s.GetMemoryBytes() != 256<<20 || s.GetMilliCpus() != 144 || s.GetTmpBytes() != 512<<20 || s.GetEgress() != mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET || s.GetTimeout().GetSeconds() != 3 ||
 		s.GetHandler() != "m.h" || s.GetCodeDigest() != "d3" || s.GetRegion() != "eu-test-1" || s.GetAccountId() != "123456789012" || s.GetCodeRevision() != 3 {
 		t.Errorf("spec of $LATEST: %v", s)
 	}

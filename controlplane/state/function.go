@@ -49,6 +49,9 @@ func (t *tx) checkNewFunction(f *mayflyv1.Function, n *mayflyv1.Namespace) error
 	if err := t.checkFunctionCount(n); err != nil {
 		return err
 	}
+	if err := checkEgress(n, f.GetConfiguration()); err != nil {
+		return err
+	}
 	if err := t.checkCode(n, f.GetCode(), nil); err != nil {
 		return err
 	}
@@ -89,8 +92,11 @@ func (t *tx) updateFunctionCode(c *statev1.UpdateFunctionCode) (*mayflyv1.Functi
 }
 
 func (t *tx) updateFunctionConfiguration(c *statev1.UpdateFunctionConfiguration) (*mayflyv1.Function, error) {
-	old, _, err := t.functionAt(c.GetNamespace(), c.GetName(), c.GetExpectedRevision())
+	old, n, err := t.functionAt(c.GetNamespace(), c.GetName(), c.GetExpectedRevision())
 	if err != nil {
+		return nil, err
+	}
+	if err := checkEgress(n, c.GetConfiguration()); err != nil {
 		return nil, err
 	}
 	f := t.editFunction(old)
@@ -129,6 +135,9 @@ func mergeConfiguration(c, new *mayflyv1.FunctionConfiguration) {
 	}
 	if v := new.GetEphemeralStorageMb(); v != 0 {
 		c.EphemeralStorageMb = v
+	}
+	if v := new.GetEgress(); v != 0 {
+		c.Egress = v
 	}
 }
 

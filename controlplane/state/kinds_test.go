@@ -311,6 +311,38 @@ func TestNamespaces(t *testing.T) {
 	m.ok(createNamespace("again", "000000000002", nil))
 }
 
+func TestEgressQuota(t *testing.T) {
+	m := ready(t)
+	with := func(c *statev1.Command, p mayflyv1.EgressPolicy) *statev1.Command {
+		if f := c.GetCreateFunction().GetFunction(); f != nil {
+			f.Configuration.Egress = p
+		}
+		return c
+	}
+	change := func(p mayflyv1.EgressPolicy) *statev1.Command {
+		return updateConfiguration(&statev1.UpdateFunctionConfiguration{
+			Name: "f", Configuration: &mayflyv1.FunctionConfiguration{Egress: p, MemoryMb: 256},
+		})
+	}
+	const none, internet, all = mayflyv1.EgressPolicy_EGRESS_POLICY_NONE, mayflyv1.EgressPolicy_EGRESS_POLICY_INTERNET, mayflyv1.EgressPolicy_EGRESS_POLICY_ALL
+	m.ok(with(createFunction("default", "f", 1), all))
+	m.ok(updateNamespace("default", &mayflyv1.Quotas{MaxEgress: internet}, 0))
+	m.refused(overQuota, with(createFunction("default", "g", 1), all))
+	m.ok(with(createFunction("default", "g", 1), internet))
+	m.refused(overQuota, change(all))
+	m.ok(change(mayflyv1.EgressPolicy_EGRESS_POLICY_UNSPECIFIED)) // it keeps what it has
+	if f, _ := m.state.View().Function("default", "f"); f.GetConfiguration().GetEgress() != all {
+		t.Errorf("egress is %s", f.GetConfiguration().GetEgress())
+	}
+	before, _ := m.state.View().Function("default", "f")
+	after := m.ok(change(none)).GetFunction()
+	if after.GetConfiguration().GetEgress() != none || after.GetCodeRevision() == before.GetCodeRevision() {
+		t.Errorf("sandboxes with the old policy may go on: %v", after)
+	}
+	m.ok(updateNamespace("default", &mayflyv1.Quotas{MaxEgress: all}, 0))
+	m.ok(change(all))
+}
+
 // A package counts once in a namespace, whoever refers to it.
 func TestCodeQuota(t *testing.T) {
 	m := ready(t)

@@ -2,6 +2,7 @@ package state
 
 import (
 	"math"
+	"strings"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -137,7 +138,24 @@ func mergeQuotas(old, new *mayflyv1.Quotas) *mayflyv1.Quotas {
 	if v := new.GetSecrets(); v != 0 {
 		q.Secrets = v
 	}
+	if v := new.GetMaxEgress(); v != 0 {
+		q.MaxEgress = v
+	}
 	return q
+}
+
+// checkEgress refuses a policy that is wider than the namespace's quota; the policies are numbered from the narrowest.
+func checkEgress(n *mayflyv1.Namespace, c *mayflyv1.FunctionConfiguration) error {
+	limit := n.GetQuotas().GetMaxEgress()
+	if limit == mayflyv1.EgressPolicy_EGRESS_POLICY_UNSPECIFIED || c.GetEgress() <= limit {
+		return nil
+	}
+	return quota("functions of namespace %q may have the egress policy %s at most, not %s: choose that, or let an admin change the namespace's max_egress",
+		n.GetName(), egressName(limit), egressName(c.GetEgress()))
+}
+
+func egressName(p mayflyv1.EgressPolicy) string {
+	return strings.ToLower(strings.TrimPrefix(p.String(), "EGRESS_POLICY_"))
 }
 
 func checkQuotas(q *mayflyv1.Quotas) error {

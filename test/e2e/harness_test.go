@@ -38,6 +38,7 @@ var (
 	binary      string
 	runtimesDir string
 	shared      *instance
+	outside     *networks
 )
 
 func TestMain(m *testing.M) {
@@ -53,9 +54,18 @@ func run(m *testing.M) (int, error) {
 	if os.Geteuid() != 0 {
 		return 1, errors.New("these tests run sandboxes: run them as root")
 	}
-	if err := prepare(); err != nil {
-		return 1, err
+	if os.Getenv(inOwnNetwork) == "" {
+		if err := prepare(); err != nil {
+			return 1, err
+		}
+		return runApart()
 	}
+	binary, runtimesDir = os.Getenv("MAYFLY_BIN"), os.Getenv("MAYFLY_RUNTIMES_DIR")
+	beyond, err := makeOutside()
+	if err != nil {
+		return 1, fmt.Errorf("make networks: %w", err)
+	}
+	outside = beyond
 	dir, err := os.MkdirTemp("", "mf")
 	if err != nil {
 		return 1, err
@@ -65,7 +75,7 @@ func run(m *testing.M) (int, error) {
 		return 1, err
 	}
 	code := m.Run()
-	return code, shared.tearDown()
+	return code, errors.Join(shared.tearDown(), outside.nothingLeft())
 }
 
 // prepare finds or builds the binary and the runtime images.
@@ -371,6 +381,7 @@ type function struct {
 	memoryMB               int32
 	env                    map[string]string
 	url                    *mayflyv1.FunctionUrl
+	egress                 mayflyv1.EgressPolicy
 }
 
 // python is a function whose module is source, with the handler named "handler".
@@ -389,6 +400,7 @@ func (in *instance) deploy(t testing.TB, f function) {
 		Name: f.name, Url: f.url,
 		Configuration: &mayflyv1.FunctionConfiguration{
 			Runtime: f.runtime, Handler: f.handler, MemoryMb: f.memoryMB, Timeout: durationpb.New(f.timeout), Environment: f.env,
+			Egress: f.egress,
 		},
 		Code: &mayflyv1.CreateFunctionRequest_ZipFile{ZipFile: zipOf(t, f.files)},
 	})

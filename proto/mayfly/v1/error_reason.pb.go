@@ -71,6 +71,8 @@ const (
 	ErrorReason_ERROR_REASON_QUEUE_FULL ErrorReason = 53
 	// Writes are refused: a control-plane node's disk is below its watermark.
 	ErrorReason_ERROR_REASON_DISK_FULL ErrorReason = 54
+	// The node can't give sandboxes the egress policy: the message says why.
+	ErrorReason_ERROR_REASON_EGRESS_UNAVAILABLE ErrorReason = 58
 	// No leader can be reached; safe to retry.
 	ErrorReason_ERROR_REASON_NO_LEADER ErrorReason = 60
 	// The node that ran the invocation was lost; whether it ran is unknown.
@@ -121,6 +123,7 @@ var (
 		52: "ERROR_REASON_NO_CAPACITY",
 		53: "ERROR_REASON_QUEUE_FULL",
 		54: "ERROR_REASON_DISK_FULL",
+		58: "ERROR_REASON_EGRESS_UNAVAILABLE",
 		60: "ERROR_REASON_NO_LEADER",
 		61: "ERROR_REASON_NODE_LOST",
 		62: "ERROR_REASON_SANDBOX_GONE",
@@ -164,6 +167,7 @@ var (
 		"ERROR_REASON_NO_CAPACITY":                    52,
 		"ERROR_REASON_QUEUE_FULL":                     53,
 		"ERROR_REASON_DISK_FULL":                      54,
+		"ERROR_REASON_EGRESS_UNAVAILABLE":             58,
 		"ERROR_REASON_NO_LEADER":                      60,
 		"ERROR_REASON_NODE_LOST":                      61,
 		"ERROR_REASON_SANDBOX_GONE":                   62,
@@ -205,7 +209,7 @@ var File_mayfly_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cmayfly/v1/error_reason.proto\x12\tmayfly.v1*\x81\v\n" +
+	"\x1cmayfly/v1/error_reason.proto\x12\tmayfly.v1*\xa6\v\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12!\n" +
 	"\x1dERROR_REASON_INVALID_ARGUMENT\x10\x01\x12\x1d\n" +
@@ -241,7 +245,8 @@ const file_mayfly_v1_error_reason_proto_rawDesc = "" +
 	"+ERROR_REASON_NAMESPACE_CONCURRENCY_EXCEEDED\x103\x12\x1c\n" +
 	"\x18ERROR_REASON_NO_CAPACITY\x104\x12\x1b\n" +
 	"\x17ERROR_REASON_QUEUE_FULL\x105\x12\x1a\n" +
-	"\x16ERROR_REASON_DISK_FULL\x106\x12\x1a\n" +
+	"\x16ERROR_REASON_DISK_FULL\x106\x12#\n" +
+	"\x1fERROR_REASON_EGRESS_UNAVAILABLE\x10:\x12\x1a\n" +
 	"\x16ERROR_REASON_NO_LEADER\x10<\x12\x1a\n" +
 	"\x16ERROR_REASON_NODE_LOST\x10=\x12\x1d\n" +
 	"\x19ERROR_REASON_SANDBOX_GONE\x10>\x12\"\n" +

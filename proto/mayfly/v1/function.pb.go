@@ -22,6 +22,62 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// EgressPolicy is what a function may reach. Nobody may reach a function but by invoking it.
+type EgressPolicy int32
+
+const (
+	EgressPolicy_EGRESS_POLICY_UNSPECIFIED EgressPolicy = 0
+	// Nothing but its own loopback.
+	EgressPolicy_EGRESS_POLICY_NONE EgressPolicy = 1
+	// Public addresses, and DNS: no private or link-local network, no other sandbox, not the node.
+	EgressPolicy_EGRESS_POLICY_INTERNET EgressPolicy = 2
+	// Whatever the node reaches, and the node itself, but no other sandbox.
+	EgressPolicy_EGRESS_POLICY_ALL EgressPolicy = 3
+)
+
+// Enum value maps for EgressPolicy.
+var (
+	EgressPolicy_name = map[int32]string{
+		0: "EGRESS_POLICY_UNSPECIFIED",
+		1: "EGRESS_POLICY_NONE",
+		2: "EGRESS_POLICY_INTERNET",
+		3: "EGRESS_POLICY_ALL",
+	}
+	EgressPolicy_value = map[string]int32{
+		"EGRESS_POLICY_UNSPECIFIED": 0,
+		"EGRESS_POLICY_NONE":        1,
+		"EGRESS_POLICY_INTERNET":    2,
+		"EGRESS_POLICY_ALL":         3,
+	}
+)
+
+func (x EgressPolicy) Enum() *EgressPolicy {
+	p := new(EgressPolicy)
+	*p = x
+	return p
+}
+
+func (x EgressPolicy) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (EgressPolicy) Descriptor() protoreflect.EnumDescriptor {
+	return file_mayfly_v1_function_proto_enumTypes[0].Descriptor()
+}
+
+func (EgressPolicy) Type() protoreflect.EnumType {
+	return &file_mayfly_v1_function_proto_enumTypes[0]
+}
+
+func (x EgressPolicy) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use EgressPolicy.Descriptor instead.
+func (EgressPolicy) EnumDescriptor() ([]byte, []int) {
+	return file_mayfly_v1_function_proto_rawDescGZIP(), []int{0}
+}
+
 type FunctionState int32
 
 const (
@@ -58,11 +114,11 @@ func (x FunctionState) String() string {
 }
 
 func (FunctionState) Descriptor() protoreflect.EnumDescriptor {
-	return file_mayfly_v1_function_proto_enumTypes[0].Descriptor()
+	return file_mayfly_v1_function_proto_enumTypes[1].Descriptor()
 }
 
 func (FunctionState) Type() protoreflect.EnumType {
-	return &file_mayfly_v1_function_proto_enumTypes[0]
+	return &file_mayfly_v1_function_proto_enumTypes[1]
 }
 
 func (x FunctionState) Number() protoreflect.EnumNumber {
@@ -71,7 +127,7 @@ func (x FunctionState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FunctionState.Descriptor instead.
 func (FunctionState) EnumDescriptor() ([]byte, []int) {
-	return file_mayfly_v1_function_proto_rawDescGZIP(), []int{0}
+	return file_mayfly_v1_function_proto_rawDescGZIP(), []int{1}
 }
 
 type AuthType int32
@@ -112,11 +168,11 @@ func (x AuthType) String() string {
 }
 
 func (AuthType) Descriptor() protoreflect.EnumDescriptor {
-	return file_mayfly_v1_function_proto_enumTypes[1].Descriptor()
+	return file_mayfly_v1_function_proto_enumTypes[2].Descriptor()
 }
 
 func (AuthType) Type() protoreflect.EnumType {
-	return &file_mayfly_v1_function_proto_enumTypes[1]
+	return &file_mayfly_v1_function_proto_enumTypes[2]
 }
 
 func (x AuthType) Number() protoreflect.EnumNumber {
@@ -125,7 +181,7 @@ func (x AuthType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuthType.Descriptor instead.
 func (AuthType) EnumDescriptor() ([]byte, []int) {
-	return file_mayfly_v1_function_proto_rawDescGZIP(), []int{1}
+	return file_mayfly_v1_function_proto_rawDescGZIP(), []int{2}
 }
 
 type InvokeMode int32
@@ -161,11 +217,11 @@ func (x InvokeMode) String() string {
 }
 
 func (InvokeMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_mayfly_v1_function_proto_enumTypes[2].Descriptor()
+	return file_mayfly_v1_function_proto_enumTypes[3].Descriptor()
 }
 
 func (InvokeMode) Type() protoreflect.EnumType {
-	return &file_mayfly_v1_function_proto_enumTypes[2]
+	return &file_mayfly_v1_function_proto_enumTypes[3]
 }
 
 func (x InvokeMode) Number() protoreflect.EnumNumber {
@@ -174,7 +230,7 @@ func (x InvokeMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use InvokeMode.Descriptor instead.
 func (InvokeMode) EnumDescriptor() ([]byte, []int) {
-	return file_mayfly_v1_function_proto_rawDescGZIP(), []int{2}
+	return file_mayfly_v1_function_proto_rawDescGZIP(), []int{3}
 }
 
 // FunctionConfiguration is what its owner decides of a function.
@@ -194,6 +250,8 @@ type FunctionConfiguration struct {
 	Environment map[string]string `protobuf:"bytes,6,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// /tmp in MB: 512 to 10240, default 512.
 	EphemeralStorageMb int32 `protobuf:"varint,7,opt,name=ephemeral_storage_mb,json=ephemeralStorageMb,proto3" json:"ephemeral_storage_mb,omitempty"`
+	// What the function may reach, default INTERNET.
+	Egress EgressPolicy `protobuf:"varint,12,opt,name=egress,proto3,enum=mayfly.v1.EgressPolicy" json:"egress,omitempty"`
 	// Environment variables whose values are those of secrets of the namespace: variable to secret. At most 16.
 	SecretEnvironment map[string]string `protobuf:"bytes,20,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Secrets that are files in sandboxes, /run/secrets/NAME, which the function alone can read. At most 16.
@@ -279,6 +337,13 @@ func (x *FunctionConfiguration) GetEphemeralStorageMb() int32 {
 		return x.EphemeralStorageMb
 	}
 	return 0
+}
+
+func (x *FunctionConfiguration) GetEgress() EgressPolicy {
+	if x != nil {
+		return x.Egress
+	}
+	return EgressPolicy_EGRESS_POLICY_UNSPECIFIED
 }
 
 func (x *FunctionConfiguration) GetSecretEnvironment() map[string]string {
@@ -1242,7 +1307,7 @@ type UpdateFunctionConfigurationRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
 	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// Replaces runtime, handler, memory_mb, timeout, ephemeral_storage_mb where set.
+	// Replaces runtime, handler, memory_mb, timeout, ephemeral_storage_mb, egress where set.
 	Configuration *FunctionConfiguration `protobuf:"bytes,3,opt,name=configuration,proto3" json:"configuration,omitempty"`
 	// Which of "description", "environment", "secret_environment", "secret_files" and "tags" are replaced too, empty or not.
 	Replace          []string          `protobuf:"bytes,4,rep,name=replace,proto3" json:"replace,omitempty"`
@@ -2078,7 +2143,7 @@ var File_mayfly_v1_function_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_function_proto_rawDesc = "" +
 	"\n" +
-	"\x18mayfly/v1/function.proto\x12\tmayfly.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14mayfly/v1/meta.proto\x1a\x14mayfly/v1/role.proto\"\xd7\x04\n" +
+	"\x18mayfly/v1/function.proto\x12\tmayfly.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x14mayfly/v1/meta.proto\x1a\x14mayfly/v1/role.proto\"\x88\x05\n" +
 	"\x15FunctionConfiguration\x12\x18\n" +
 	"\aruntime\x18\x01 \x01(\tR\aruntime\x12\x18\n" +
 	"\ahandler\x18\x02 \x01(\tR\ahandler\x12 \n" +
@@ -2086,7 +2151,8 @@ const file_mayfly_v1_function_proto_rawDesc = "" +
 	"\tmemory_mb\x18\x04 \x01(\x05R\bmemoryMb\x123\n" +
 	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12S\n" +
 	"\venvironment\x18\x06 \x03(\v21.mayfly.v1.FunctionConfiguration.EnvironmentEntryR\venvironment\x120\n" +
-	"\x14ephemeral_storage_mb\x18\a \x01(\x05R\x12ephemeralStorageMb\x12f\n" +
+	"\x14ephemeral_storage_mb\x18\a \x01(\x05R\x12ephemeralStorageMb\x12/\n" +
+	"\x06egress\x18\f \x01(\x0e2\x17.mayfly.v1.EgressPolicyR\x06egress\x12f\n" +
 	"\x12secret_environment\x18\x14 \x03(\v27.mayfly.v1.FunctionConfiguration.SecretEnvironmentEntryR\x11secretEnvironment\x12!\n" +
 	"\fsecret_files\x18\x15 \x03(\tR\vsecretFiles\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
@@ -2231,7 +2297,12 @@ const file_mayfly_v1_function_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
 	"\tqualifier\x18\x03 \x01(\tR\tqualifier\",\n" +
 	"\x14DownloadCodeResponse\x12\x14\n" +
-	"\x05chunk\x18\x01 \x01(\fR\x05chunk*\x81\x01\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk*x\n" +
+	"\fEgressPolicy\x12\x1d\n" +
+	"\x19EGRESS_POLICY_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12EGRESS_POLICY_NONE\x10\x01\x12\x1a\n" +
+	"\x16EGRESS_POLICY_INTERNET\x10\x02\x12\x15\n" +
+	"\x11EGRESS_POLICY_ALL\x10\x03*\x81\x01\n" +
 	"\rFunctionState\x12\x1e\n" +
 	"\x1aFUNCTION_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16FUNCTION_STATE_PENDING\x10\x01\x12\x19\n" +
@@ -2274,109 +2345,111 @@ func file_mayfly_v1_function_proto_rawDescGZIP() []byte {
 	return file_mayfly_v1_function_proto_rawDescData
 }
 
-var file_mayfly_v1_function_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_mayfly_v1_function_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_mayfly_v1_function_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_mayfly_v1_function_proto_goTypes = []any{
-	(FunctionState)(0),                          // 0: mayfly.v1.FunctionState
-	(AuthType)(0),                               // 1: mayfly.v1.AuthType
-	(InvokeMode)(0),                             // 2: mayfly.v1.InvokeMode
-	(*FunctionConfiguration)(nil),               // 3: mayfly.v1.FunctionConfiguration
-	(*Code)(nil),                                // 4: mayfly.v1.Code
-	(*FunctionUrl)(nil),                         // 5: mayfly.v1.FunctionUrl
-	(*Cors)(nil),                                // 6: mayfly.v1.Cors
-	(*Function)(nil),                            // 7: mayfly.v1.Function
-	(*CreateFunctionRequest)(nil),               // 8: mayfly.v1.CreateFunctionRequest
-	(*CreateFunctionResponse)(nil),              // 9: mayfly.v1.CreateFunctionResponse
-	(*GetFunctionRequest)(nil),                  // 10: mayfly.v1.GetFunctionRequest
-	(*GetFunctionResponse)(nil),                 // 11: mayfly.v1.GetFunctionResponse
-	(*ListFunctionsRequest)(nil),                // 12: mayfly.v1.ListFunctionsRequest
-	(*ListFunctionsResponse)(nil),               // 13: mayfly.v1.ListFunctionsResponse
-	(*UpdateFunctionCodeRequest)(nil),           // 14: mayfly.v1.UpdateFunctionCodeRequest
-	(*UpdateFunctionCodeResponse)(nil),          // 15: mayfly.v1.UpdateFunctionCodeResponse
-	(*UpdateFunctionConfigurationRequest)(nil),  // 16: mayfly.v1.UpdateFunctionConfigurationRequest
-	(*UpdateFunctionConfigurationResponse)(nil), // 17: mayfly.v1.UpdateFunctionConfigurationResponse
-	(*DeleteFunctionRequest)(nil),               // 18: mayfly.v1.DeleteFunctionRequest
-	(*DeleteFunctionResponse)(nil),              // 19: mayfly.v1.DeleteFunctionResponse
-	(*PutFunctionConcurrencyRequest)(nil),       // 20: mayfly.v1.PutFunctionConcurrencyRequest
-	(*PutFunctionConcurrencyResponse)(nil),      // 21: mayfly.v1.PutFunctionConcurrencyResponse
-	(*DeleteFunctionConcurrencyRequest)(nil),    // 22: mayfly.v1.DeleteFunctionConcurrencyRequest
-	(*DeleteFunctionConcurrencyResponse)(nil),   // 23: mayfly.v1.DeleteFunctionConcurrencyResponse
-	(*PutFunctionUrlRequest)(nil),               // 24: mayfly.v1.PutFunctionUrlRequest
-	(*PutFunctionUrlResponse)(nil),              // 25: mayfly.v1.PutFunctionUrlResponse
-	(*DeleteFunctionUrlRequest)(nil),            // 26: mayfly.v1.DeleteFunctionUrlRequest
-	(*DeleteFunctionUrlResponse)(nil),           // 27: mayfly.v1.DeleteFunctionUrlResponse
-	(*UploadCodeRequest)(nil),                   // 28: mayfly.v1.UploadCodeRequest
-	(*UploadCodeResponse)(nil),                  // 29: mayfly.v1.UploadCodeResponse
-	(*DownloadCodeRequest)(nil),                 // 30: mayfly.v1.DownloadCodeRequest
-	(*DownloadCodeResponse)(nil),                // 31: mayfly.v1.DownloadCodeResponse
-	nil,                                         // 32: mayfly.v1.FunctionConfiguration.EnvironmentEntry
-	nil,                                         // 33: mayfly.v1.FunctionConfiguration.SecretEnvironmentEntry
-	nil,                                         // 34: mayfly.v1.Function.TagsEntry
-	nil,                                         // 35: mayfly.v1.CreateFunctionRequest.TagsEntry
-	nil,                                         // 36: mayfly.v1.ListFunctionsRequest.TagsEntry
-	nil,                                         // 37: mayfly.v1.UpdateFunctionConfigurationRequest.TagsEntry
-	(*durationpb.Duration)(nil),                 // 38: google.protobuf.Duration
-	(*Meta)(nil),                                // 39: mayfly.v1.Meta
+	(EgressPolicy)(0),                           // 0: mayfly.v1.EgressPolicy
+	(FunctionState)(0),                          // 1: mayfly.v1.FunctionState
+	(AuthType)(0),                               // 2: mayfly.v1.AuthType
+	(InvokeMode)(0),                             // 3: mayfly.v1.InvokeMode
+	(*FunctionConfiguration)(nil),               // 4: mayfly.v1.FunctionConfiguration
+	(*Code)(nil),                                // 5: mayfly.v1.Code
+	(*FunctionUrl)(nil),                         // 6: mayfly.v1.FunctionUrl
+	(*Cors)(nil),                                // 7: mayfly.v1.Cors
+	(*Function)(nil),                            // 8: mayfly.v1.Function
+	(*CreateFunctionRequest)(nil),               // 9: mayfly.v1.CreateFunctionRequest
+	(*CreateFunctionResponse)(nil),              // 10: mayfly.v1.CreateFunctionResponse
+	(*GetFunctionRequest)(nil),                  // 11: mayfly.v1.GetFunctionRequest
+	(*GetFunctionResponse)(nil),                 // 12: mayfly.v1.GetFunctionResponse
+	(*ListFunctionsRequest)(nil),                // 13: mayfly.v1.ListFunctionsRequest
+	(*ListFunctionsResponse)(nil),               // 14: mayfly.v1.ListFunctionsResponse
+	(*UpdateFunctionCodeRequest)(nil),           // 15: mayfly.v1.UpdateFunctionCodeRequest
+	(*UpdateFunctionCodeResponse)(nil),          // 16: mayfly.v1.UpdateFunctionCodeResponse
+	(*UpdateFunctionConfigurationRequest)(nil),  // 17: mayfly.v1.UpdateFunctionConfigurationRequest
+	(*UpdateFunctionConfigurationResponse)(nil), // 18: mayfly.v1.UpdateFunctionConfigurationResponse
+	(*DeleteFunctionRequest)(nil),               // 19: mayfly.v1.DeleteFunctionRequest
+	(*DeleteFunctionResponse)(nil),              // 20: mayfly.v1.DeleteFunctionResponse
+	(*PutFunctionConcurrencyRequest)(nil),       // 21: mayfly.v1.PutFunctionConcurrencyRequest
+	(*PutFunctionConcurrencyResponse)(nil),      // 22: mayfly.v1.PutFunctionConcurrencyResponse
+	(*DeleteFunctionConcurrencyRequest)(nil),    // 23: mayfly.v1.DeleteFunctionConcurrencyRequest
+	(*DeleteFunctionConcurrencyResponse)(nil),   // 24: mayfly.v1.DeleteFunctionConcurrencyResponse
+	(*PutFunctionUrlRequest)(nil),               // 25: mayfly.v1.PutFunctionUrlRequest
+	(*PutFunctionUrlResponse)(nil),              // 26: mayfly.v1.PutFunctionUrlResponse
+	(*DeleteFunctionUrlRequest)(nil),            // 27: mayfly.v1.DeleteFunctionUrlRequest
+	(*DeleteFunctionUrlResponse)(nil),           // 28: mayfly.v1.DeleteFunctionUrlResponse
+	(*UploadCodeRequest)(nil),                   // 29: mayfly.v1.UploadCodeRequest
+	(*UploadCodeResponse)(nil),                  // 30: mayfly.v1.UploadCodeResponse
+	(*DownloadCodeRequest)(nil),                 // 31: mayfly.v1.DownloadCodeRequest
+	(*DownloadCodeResponse)(nil),                // 32: mayfly.v1.DownloadCodeResponse
+	nil,                                         // 33: mayfly.v1.FunctionConfiguration.EnvironmentEntry
+	nil,                                         // 34: mayfly.v1.FunctionConfiguration.SecretEnvironmentEntry
+	nil,                                         // 35: mayfly.v1.Function.TagsEntry
+	nil,                                         // 36: mayfly.v1.CreateFunctionRequest.TagsEntry
+	nil,                                         // 37: mayfly.v1.ListFunctionsRequest.TagsEntry
+	nil,                                         // 38: mayfly.v1.UpdateFunctionConfigurationRequest.TagsEntry
+	(*durationpb.Duration)(nil),                 // 39: google.protobuf.Duration
+	(*Meta)(nil),                                // 40: mayfly.v1.Meta
 }
 var file_mayfly_v1_function_proto_depIdxs = []int32{
-	38, // 0: mayfly.v1.FunctionConfiguration.timeout:type_name -> google.protobuf.Duration
-	32, // 1: mayfly.v1.FunctionConfiguration.environment:type_name -> mayfly.v1.FunctionConfiguration.EnvironmentEntry
-	33, // 2: mayfly.v1.FunctionConfiguration.secret_environment:type_name -> mayfly.v1.FunctionConfiguration.SecretEnvironmentEntry
-	1,  // 3: mayfly.v1.FunctionUrl.auth_type:type_name -> mayfly.v1.AuthType
-	2,  // 4: mayfly.v1.FunctionUrl.invoke_mode:type_name -> mayfly.v1.InvokeMode
-	6,  // 5: mayfly.v1.FunctionUrl.cors:type_name -> mayfly.v1.Cors
-	39, // 6: mayfly.v1.Function.meta:type_name -> mayfly.v1.Meta
-	3,  // 7: mayfly.v1.Function.configuration:type_name -> mayfly.v1.FunctionConfiguration
-	4,  // 8: mayfly.v1.Function.code:type_name -> mayfly.v1.Code
-	0,  // 9: mayfly.v1.Function.state:type_name -> mayfly.v1.FunctionState
-	5,  // 10: mayfly.v1.Function.url:type_name -> mayfly.v1.FunctionUrl
-	34, // 11: mayfly.v1.Function.tags:type_name -> mayfly.v1.Function.TagsEntry
-	3,  // 12: mayfly.v1.CreateFunctionRequest.configuration:type_name -> mayfly.v1.FunctionConfiguration
-	35, // 13: mayfly.v1.CreateFunctionRequest.tags:type_name -> mayfly.v1.CreateFunctionRequest.TagsEntry
-	5,  // 14: mayfly.v1.CreateFunctionRequest.url:type_name -> mayfly.v1.FunctionUrl
-	7,  // 15: mayfly.v1.CreateFunctionResponse.function:type_name -> mayfly.v1.Function
-	7,  // 16: mayfly.v1.GetFunctionResponse.function:type_name -> mayfly.v1.Function
-	36, // 17: mayfly.v1.ListFunctionsRequest.tags:type_name -> mayfly.v1.ListFunctionsRequest.TagsEntry
-	7,  // 18: mayfly.v1.ListFunctionsResponse.functions:type_name -> mayfly.v1.Function
-	7,  // 19: mayfly.v1.UpdateFunctionCodeResponse.function:type_name -> mayfly.v1.Function
-	3,  // 20: mayfly.v1.UpdateFunctionConfigurationRequest.configuration:type_name -> mayfly.v1.FunctionConfiguration
-	37, // 21: mayfly.v1.UpdateFunctionConfigurationRequest.tags:type_name -> mayfly.v1.UpdateFunctionConfigurationRequest.TagsEntry
-	7,  // 22: mayfly.v1.UpdateFunctionConfigurationResponse.function:type_name -> mayfly.v1.Function
-	7,  // 23: mayfly.v1.PutFunctionConcurrencyResponse.function:type_name -> mayfly.v1.Function
-	7,  // 24: mayfly.v1.DeleteFunctionConcurrencyResponse.function:type_name -> mayfly.v1.Function
-	5,  // 25: mayfly.v1.PutFunctionUrlRequest.url:type_name -> mayfly.v1.FunctionUrl
-	7,  // 26: mayfly.v1.PutFunctionUrlResponse.function:type_name -> mayfly.v1.Function
-	7,  // 27: mayfly.v1.DeleteFunctionUrlResponse.function:type_name -> mayfly.v1.Function
-	4,  // 28: mayfly.v1.UploadCodeResponse.code:type_name -> mayfly.v1.Code
-	8,  // 29: mayfly.v1.FunctionService.CreateFunction:input_type -> mayfly.v1.CreateFunctionRequest
-	10, // 30: mayfly.v1.FunctionService.GetFunction:input_type -> mayfly.v1.GetFunctionRequest
-	12, // 31: mayfly.v1.FunctionService.ListFunctions:input_type -> mayfly.v1.ListFunctionsRequest
-	14, // 32: mayfly.v1.FunctionService.UpdateFunctionCode:input_type -> mayfly.v1.UpdateFunctionCodeRequest
-	16, // 33: mayfly.v1.FunctionService.UpdateFunctionConfiguration:input_type -> mayfly.v1.UpdateFunctionConfigurationRequest
-	18, // 34: mayfly.v1.FunctionService.DeleteFunction:input_type -> mayfly.v1.DeleteFunctionRequest
-	20, // 35: mayfly.v1.FunctionService.PutFunctionConcurrency:input_type -> mayfly.v1.PutFunctionConcurrencyRequest
-	22, // 36: mayfly.v1.FunctionService.DeleteFunctionConcurrency:input_type -> mayfly.v1.DeleteFunctionConcurrencyRequest
-	24, // 37: mayfly.v1.FunctionService.PutFunctionUrl:input_type -> mayfly.v1.PutFunctionUrlRequest
-	26, // 38: mayfly.v1.FunctionService.DeleteFunctionUrl:input_type -> mayfly.v1.DeleteFunctionUrlRequest
-	28, // 39: mayfly.v1.FunctionService.UploadCode:input_type -> mayfly.v1.UploadCodeRequest
-	30, // 40: mayfly.v1.FunctionService.DownloadCode:input_type -> mayfly.v1.DownloadCodeRequest
-	9,  // 41: mayfly.v1.FunctionService.CreateFunction:output_type -> mayfly.v1.CreateFunctionResponse
-	11, // 42: mayfly.v1.FunctionService.GetFunction:output_type -> mayfly.v1.GetFunctionResponse
-	13, // 43: mayfly.v1.FunctionService.ListFunctions:output_type -> mayfly.v1.ListFunctionsResponse
-	15, // 44: mayfly.v1.FunctionService.UpdateFunctionCode:output_type -> mayfly.v1.UpdateFunctionCodeResponse
-	17, // 45: mayfly.v1.FunctionService.UpdateFunctionConfiguration:output_type -> mayfly.v1.UpdateFunctionConfigurationResponse
-	19, // 46: mayfly.v1.FunctionService.DeleteFunction:output_type -> mayfly.v1.DeleteFunctionResponse
-	21, // 47: mayfly.v1.FunctionService.PutFunctionConcurrency:output_type -> mayfly.v1.PutFunctionConcurrencyResponse
-	23, // 48: mayfly.v1.FunctionService.DeleteFunctionConcurrency:output_type -> mayfly.v1.DeleteFunctionConcurrencyResponse
-	25, // 49: mayfly.v1.FunctionService.PutFunctionUrl:output_type -> mayfly.v1.PutFunctionUrlResponse
-	27, // 50: mayfly.v1.FunctionService.DeleteFunctionUrl:output_type -> mayfly.v1.DeleteFunctionUrlResponse
-	29, // 51: mayfly.v1.FunctionService.UploadCode:output_type -> mayfly.v1.UploadCodeResponse
-	31, // 52: mayfly.v1.FunctionService.DownloadCode:output_type -> mayfly.v1.DownloadCodeResponse
-	41, // [41:53] is the sub-list for method output_type
-	29, // [29:41] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	39, // 0: mayfly.v1.FunctionConfiguration.timeout:type_name -> google.protobuf.Duration
+	33, // 1: mayfly.v1.FunctionConfiguration.environment:type_name -> mayfly.v1.FunctionConfiguration.EnvironmentEntry
+	0,  // 2: mayfly.v1.FunctionConfiguration.egress:type_name -> mayfly.v1.EgressPolicy
+	34, // 3: mayfly.v1.FunctionConfiguration.secret_environment:type_name -> mayfly.v1.FunctionConfiguration.SecretEnvironmentEntry
+	2,  // 4: mayfly.v1.FunctionUrl.auth_type:type_name -> mayfly.v1.AuthType
+	3,  // 5: mayfly.v1.FunctionUrl.invoke_mode:type_name -> mayfly.v1.InvokeMode
+	7,  // 6: mayfly.v1.FunctionUrl.cors:type_name -> mayfly.v1.Cors
+	40, // 7: mayfly.v1.Function.meta:type_name -> mayfly.v1.Meta
+	4,  // 8: mayfly.v1.Function.configuration:type_name -> mayfly.v1.FunctionConfiguration
+	5,  // 9: mayfly.v1.Function.code:type_name -> mayfly.v1.Code
+	1,  // 10: mayfly.v1.Function.state:type_name -> mayfly.v1.FunctionState
+	6,  // 11: mayfly.v1.Function.url:type_name -> mayfly.v1.FunctionUrl
+	35, // 12: mayfly.v1.Function.tags:type_name -> mayfly.v1.Function.TagsEntry
+	4,  // 13: mayfly.v1.CreateFunctionRequest.configuration:type_name -> mayfly.v1.FunctionConfiguration
+	36, // 14: mayfly.v1.CreateFunctionRequest.tags:type_name -> mayfly.v1.CreateFunctionRequest.TagsEntry
+	6,  // 15: mayfly.v1.CreateFunctionRequest.url:type_name -> mayfly.v1.FunctionUrl
+	8,  // 16: mayfly.v1.CreateFunctionResponse.function:type_name -> mayfly.v1.Function
+	8,  // 17: mayfly.v1.GetFunctionResponse.function:type_name -> mayfly.v1.Function
+	37, // 18: mayfly.v1.ListFunctionsRequest.tags:type_name -> mayfly.v1.ListFunctionsRequest.TagsEntry
+	8,  // 19: mayfly.v1.ListFunctionsResponse.functions:type_name -> mayfly.v1.Function
+	8,  // 20: mayfly.v1.UpdateFunctionCodeResponse.function:type_name -> mayfly.v1.Function
+	4,  // 21: mayfly.v1.UpdateFunctionConfigurationRequest.configuration:type_name -> mayfly.v1.FunctionConfiguration
+	38, // 22: mayfly.v1.UpdateFunctionConfigurationRequest.tags:type_name -> mayfly.v1.UpdateFunctionConfigurationRequest.TagsEntry
+	8,  // 23: mayfly.v1.UpdateFunctionConfigurationResponse.function:type_name -> mayfly.v1.Function
+	8,  // 24: mayfly.v1.PutFunctionConcurrencyResponse.function:type_name -> mayfly.v1.Function
+	8,  // 25: mayfly.v1.DeleteFunctionConcurrencyResponse.function:type_name -> mayfly.v1.Function
+	6,  // 26: mayfly.v1.PutFunctionUrlRequest.url:type_name -> mayfly.v1.FunctionUrl
+	8,  // 27: mayfly.v1.PutFunctionUrlResponse.function:type_name -> mayfly.v1.Function
+	8,  // 28: mayfly.v1.DeleteFunctionUrlResponse.function:type_name -> mayfly.v1.Function
+	5,  // 29: mayfly.v1.UploadCodeResponse.code:type_name -> mayfly.v1.Code
+	9,  // 30: mayfly.v1.FunctionService.CreateFunction:input_type -> mayfly.v1.CreateFunctionRequest
+	11, // 31: mayfly.v1.FunctionService.GetFunction:input_type -> mayfly.v1.GetFunctionRequest
+	13, // 32: mayfly.v1.FunctionService.ListFunctions:input_type -> mayfly.v1.ListFunctionsRequest
+	15, // 33: mayfly.v1.FunctionService.UpdateFunctionCode:input_type -> mayfly.v1.UpdateFunctionCodeRequest
+	17, // 34: mayfly.v1.FunctionService.UpdateFunctionConfiguration:input_type -> mayfly.v1.UpdateFunctionConfigurationRequest
+	19, // 35: mayfly.v1.FunctionService.DeleteFunction:input_type -> mayfly.v1.DeleteFunctionRequest
+	21, // 36: mayfly.v1.FunctionService.PutFunctionConcurrency:input_type -> mayfly.v1.PutFunctionConcurrencyRequest
+	23, // 37: mayfly.v1.FunctionService.DeleteFunctionConcurrency:input_type -> mayfly.v1.DeleteFunctionConcurrencyRequest
+	25, // 38: mayfly.v1.FunctionService.PutFunctionUrl:input_type -> mayfly.v1.PutFunctionUrlRequest
+	27, // 39: mayfly.v1.FunctionService.DeleteFunctionUrl:input_type -> mayfly.v1.DeleteFunctionUrlRequest
+	29, // 40: mayfly.v1.FunctionService.UploadCode:input_type -> mayfly.v1.UploadCodeRequest
+	31, // 41: mayfly.v1.FunctionService.DownloadCode:input_type -> mayfly.v1.DownloadCodeRequest
+	10, // 42: mayfly.v1.FunctionService.CreateFunction:output_type -> mayfly.v1.CreateFunctionResponse
+	12, // 43: mayfly.v1.FunctionService.GetFunction:output_type -> mayfly.v1.GetFunctionResponse
+	14, // 44: mayfly.v1.FunctionService.ListFunctions:output_type -> mayfly.v1.ListFunctionsResponse
+	16, // 45: mayfly.v1.FunctionService.UpdateFunctionCode:output_type -> mayfly.v1.UpdateFunctionCodeResponse
+	18, // 46: mayfly.v1.FunctionService.UpdateFunctionConfiguration:output_type -> mayfly.v1.UpdateFunctionConfigurationResponse
+	20, // 47: mayfly.v1.FunctionService.DeleteFunction:output_type -> mayfly.v1.DeleteFunctionResponse
+	22, // 48: mayfly.v1.FunctionService.PutFunctionConcurrency:output_type -> mayfly.v1.PutFunctionConcurrencyResponse
+	24, // 49: mayfly.v1.FunctionService.DeleteFunctionConcurrency:output_type -> mayfly.v1.DeleteFunctionConcurrencyResponse
+	26, // 50: mayfly.v1.FunctionService.PutFunctionUrl:output_type -> mayfly.v1.PutFunctionUrlResponse
+	28, // 51: mayfly.v1.FunctionService.DeleteFunctionUrl:output_type -> mayfly.v1.DeleteFunctionUrlResponse
+	30, // 52: mayfly.v1.FunctionService.UploadCode:output_type -> mayfly.v1.UploadCodeResponse
+	32, // 53: mayfly.v1.FunctionService.DownloadCode:output_type -> mayfly.v1.DownloadCodeResponse
+	42, // [42:54] is the sub-list for method output_type
+	30, // [30:42] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_v1_function_proto_init() }
@@ -2400,7 +2473,7 @@ func file_mayfly_v1_function_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_mayfly_v1_function_proto_rawDesc), len(file_mayfly_v1_function_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      4,
 			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,

@@ -100,7 +100,9 @@ type Quotas struct {
 	// All packages together, default 75 GiB.
 	CodeBytes int64 `protobuf:"varint,3,opt,name=code_bytes,json=codeBytes,proto3" json:"code_bytes,omitempty"`
 	// Default 1000.
-	Secrets       int32 `protobuf:"varint,10,opt,name=secrets,proto3" json:"secrets,omitempty"`
+	Secrets int32 `protobuf:"varint,10,opt,name=secrets,proto3" json:"secrets,omitempty"`
+	// The widest egress policy that functions may be given, default ALL. Functions that have a wider one keep it.
+	MaxEgress     EgressPolicy `protobuf:"varint,7,opt,name=max_egress,json=maxEgress,proto3,enum=mayfly.v1.EgressPolicy" json:"max_egress,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -161,6 +163,13 @@ func (x *Quotas) GetSecrets() int32 {
 		return x.Secrets
 	}
 	return 0
+}
+
+func (x *Quotas) GetMaxEgress() EgressPolicy {
+	if x != nil {
+		return x.MaxEgress
+	}
+	return EgressPolicy_EGRESS_POLICY_UNSPECIFIED
 }
 
 type CreateNamespaceRequest struct {
@@ -641,20 +650,22 @@ var File_mayfly_v1_namespace_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_namespace_proto_rawDesc = "" +
 	"\n" +
-	"\x19mayfly/v1/namespace.proto\x12\tmayfly.v1\x1a\x14mayfly/v1/meta.proto\x1a\x14mayfly/v1/role.proto\"\x8e\x01\n" +
+	"\x19mayfly/v1/namespace.proto\x12\tmayfly.v1\x1a\x18mayfly/v1/function.proto\x1a\x14mayfly/v1/meta.proto\x1a\x14mayfly/v1/role.proto\"\x8e\x01\n" +
 	"\tNamespace\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.mayfly.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"account_id\x18\x03 \x01(\tR\taccountId\x12)\n" +
-	"\x06quotas\x18\x04 \x01(\v2\x11.mayfly.v1.QuotasR\x06quotas\"\x81\x01\n" +
+	"\x06quotas\x18\x04 \x01(\v2\x11.mayfly.v1.QuotasR\x06quotas\"\xb9\x01\n" +
 	"\x06Quotas\x12\x1c\n" +
 	"\tfunctions\x18\x01 \x01(\x05R\tfunctions\x12 \n" +
 	"\vconcurrency\x18\x02 \x01(\x05R\vconcurrency\x12\x1d\n" +
 	"\n" +
 	"code_bytes\x18\x03 \x01(\x03R\tcodeBytes\x12\x18\n" +
 	"\asecrets\x18\n" +
-	" \x01(\x05R\asecrets\"W\n" +
+	" \x01(\x05R\asecrets\x126\n" +
+	"\n" +
+	"max_egress\x18\a \x01(\x0e2\x17.mayfly.v1.EgressPolicyR\tmaxEgress\"W\n" +
 	"\x16CreateNamespaceRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
 	"\x06quotas\x18\x02 \x01(\v2\x11.mayfly.v1.QuotasR\x06quotas\"M\n" +
@@ -716,31 +727,33 @@ var file_mayfly_v1_namespace_proto_goTypes = []any{
 	(*DeleteNamespaceRequest)(nil),  // 10: mayfly.v1.DeleteNamespaceRequest
 	(*DeleteNamespaceResponse)(nil), // 11: mayfly.v1.DeleteNamespaceResponse
 	(*Meta)(nil),                    // 12: mayfly.v1.Meta
+	(EgressPolicy)(0),               // 13: mayfly.v1.EgressPolicy
 }
 var file_mayfly_v1_namespace_proto_depIdxs = []int32{
 	12, // 0: mayfly.v1.Namespace.meta:type_name -> mayfly.v1.Meta
 	1,  // 1: mayfly.v1.Namespace.quotas:type_name -> mayfly.v1.Quotas
-	1,  // 2: mayfly.v1.CreateNamespaceRequest.quotas:type_name -> mayfly.v1.Quotas
-	0,  // 3: mayfly.v1.CreateNamespaceResponse.namespace:type_name -> mayfly.v1.Namespace
-	0,  // 4: mayfly.v1.GetNamespaceResponse.namespace:type_name -> mayfly.v1.Namespace
-	0,  // 5: mayfly.v1.ListNamespacesResponse.namespaces:type_name -> mayfly.v1.Namespace
-	1,  // 6: mayfly.v1.UpdateNamespaceRequest.quotas:type_name -> mayfly.v1.Quotas
-	0,  // 7: mayfly.v1.UpdateNamespaceResponse.namespace:type_name -> mayfly.v1.Namespace
-	2,  // 8: mayfly.v1.NamespaceService.CreateNamespace:input_type -> mayfly.v1.CreateNamespaceRequest
-	4,  // 9: mayfly.v1.NamespaceService.GetNamespace:input_type -> mayfly.v1.GetNamespaceRequest
-	6,  // 10: mayfly.v1.NamespaceService.ListNamespaces:input_type -> mayfly.v1.ListNamespacesRequest
-	8,  // 11: mayfly.v1.NamespaceService.UpdateNamespace:input_type -> mayfly.v1.UpdateNamespaceRequest
-	10, // 12: mayfly.v1.NamespaceService.DeleteNamespace:input_type -> mayfly.v1.DeleteNamespaceRequest
-	3,  // 13: mayfly.v1.NamespaceService.CreateNamespace:output_type -> mayfly.v1.CreateNamespaceResponse
-	5,  // 14: mayfly.v1.NamespaceService.GetNamespace:output_type -> mayfly.v1.GetNamespaceResponse
-	7,  // 15: mayfly.v1.NamespaceService.ListNamespaces:output_type -> mayfly.v1.ListNamespacesResponse
-	9,  // 16: mayfly.v1.NamespaceService.UpdateNamespace:output_type -> mayfly.v1.UpdateNamespaceResponse
-	11, // 17: mayfly.v1.NamespaceService.DeleteNamespace:output_type -> mayfly.v1.DeleteNamespaceResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	13, // 2: mayfly.v1.Quotas.max_egress:type_name -> mayfly.v1.EgressPolicy
+	1,  // 3: mayfly.v1.CreateNamespaceRequest.quotas:type_name -> mayfly.v1.Quotas
+	0,  // 4: mayfly.v1.CreateNamespaceResponse.namespace:type_name -> mayfly.v1.Namespace
+	0,  // 5: mayfly.v1.GetNamespaceResponse.namespace:type_name -> mayfly.v1.Namespace
+	0,  // 6: mayfly.v1.ListNamespacesResponse.namespaces:type_name -> mayfly.v1.Namespace
+	1,  // 7: mayfly.v1.UpdateNamespaceRequest.quotas:type_name -> mayfly.v1.Quotas
+	0,  // 8: mayfly.v1.UpdateNamespaceResponse.namespace:type_name -> mayfly.v1.Namespace
+	2,  // 9: mayfly.v1.NamespaceService.CreateNamespace:input_type -> mayfly.v1.CreateNamespaceRequest
+	4,  // 10: mayfly.v1.NamespaceService.GetNamespace:input_type -> mayfly.v1.GetNamespaceRequest
+	6,  // 11: mayfly.v1.NamespaceService.ListNamespaces:input_type -> mayfly.v1.ListNamespacesRequest
+	8,  // 12: mayfly.v1.NamespaceService.UpdateNamespace:input_type -> mayfly.v1.UpdateNamespaceRequest
+	10, // 13: mayfly.v1.NamespaceService.DeleteNamespace:input_type -> mayfly.v1.DeleteNamespaceRequest
+	3,  // 14: mayfly.v1.NamespaceService.CreateNamespace:output_type -> mayfly.v1.CreateNamespaceResponse
+	5,  // 15: mayfly.v1.NamespaceService.GetNamespace:output_type -> mayfly.v1.GetNamespaceResponse
+	7,  // 16: mayfly.v1.NamespaceService.ListNamespaces:output_type -> mayfly.v1.ListNamespacesResponse
+	9,  // 17: mayfly.v1.NamespaceService.UpdateNamespace:output_type -> mayfly.v1.UpdateNamespaceResponse
+	11, // 18: mayfly.v1.NamespaceService.DeleteNamespace:output_type -> mayfly.v1.DeleteNamespaceResponse
+	14, // [14:19] is the sub-list for method output_type
+	9,  // [9:14] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_v1_namespace_proto_init() }
@@ -748,6 +761,7 @@ func file_mayfly_v1_namespace_proto_init() {
 	if File_mayfly_v1_namespace_proto != nil {
 		return
 	}
+	file_mayfly_v1_function_proto_init()
 	file_mayfly_v1_meta_proto_init()
 	file_mayfly_v1_role_proto_init()
 	type x struct{}

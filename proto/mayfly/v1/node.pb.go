@@ -89,7 +89,9 @@ type Node struct {
 	MayflyVersion string                 `protobuf:"bytes,11,opt,name=mayfly_version,json=mayflyVersion,proto3" json:"mayfly_version,omitempty"`
 	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
 	// It leads the control plane.
-	Leader        bool `protobuf:"varint,13,opt,name=leader,proto3" json:"leader,omitempty"`
+	Leader bool `protobuf:"varint,13,opt,name=leader,proto3" json:"leader,omitempty"`
+	// Why the node can't run functions with another egress policy than NONE; empty if it can.
+	EgressError   string `protobuf:"bytes,17,opt,name=egress_error,json=egressError,proto3" json:"egress_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -213,6 +215,13 @@ func (x *Node) GetLeader() bool {
 		return x.Leader
 	}
 	return false
+}
+
+func (x *Node) GetEgressError() string {
+	if x != nil {
+		return x.EgressError
+	}
+	return ""
 }
 
 type NodeResources struct {
@@ -638,7 +647,7 @@ var File_mayfly_v1_node_proto protoreflect.FileDescriptor
 
 const file_mayfly_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x14mayfly/v1/node.proto\x12\tmayfly.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14mayfly/v1/meta.proto\x1a\x14mayfly/v1/role.proto\"\xbf\x03\n" +
+	"\x14mayfly/v1/node.proto\x12\tmayfly.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14mayfly/v1/meta.proto\x1a\x14mayfly/v1/role.proto\"\xe2\x03\n" +
 	"\x04Node\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.mayfly.v1.MetaR\x04meta\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x12\n" +
@@ -653,7 +662,8 @@ const file_mayfly_v1_node_proto_rawDesc = "" +
 	" \x03(\tR\bruntimes\x12%\n" +
 	"\x0emayfly_version\x18\v \x01(\tR\rmayflyVersion\x127\n" +
 	"\tlast_seen\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x16\n" +
-	"\x06leader\x18\r \x01(\bR\x06leader\"Q\n" +
+	"\x06leader\x18\r \x01(\bR\x06leader\x12!\n" +
+	"\fegress_error\x18\x11 \x01(\tR\vegressError\"Q\n" +
 	"\rNodeResources\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +

@@ -60,6 +60,12 @@ func main() {
 		orphan()
 	case "parent":
 		parent()
+	case "reach":
+		_ = json.NewEncoder(os.Stdout).Encode(reach(os.Args[2:]))
+	case "serve":
+		serve(os.Args[2])
+	case "spoof":
+		fmt.Println(spoof(os.Args[2], os.Args[3]))
 	case "echo":
 		fmt.Println(strings.Join(os.Args[2:], " "))
 		fmt.Fprintln(os.Stderr, "to standard error")

@@ -464,7 +464,9 @@ type Hello struct {
 	Capacity *v1.NodeResources  `protobuf:"bytes,6,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	Runtimes []*v1.RuntimeImage `protobuf:"bytes,7,rep,name=runtimes,proto3" json:"runtimes,omitempty"`
 	// Sandboxes that live when the session begins.
-	Sandboxes     []*SandboxStatus `protobuf:"bytes,8,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"`
+	Sandboxes []*SandboxStatus `protobuf:"bytes,8,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"`
+	// Why sandboxes can't have another egress policy than NONE; empty if they can.
+	EgressError   string `protobuf:"bytes,12,opt,name=egress_error,json=egressError,proto3" json:"egress_error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -553,6 +555,13 @@ func (x *Hello) GetSandboxes() []*SandboxStatus {
 		return x.Sandboxes
 	}
 	return nil
+}
+
+func (x *Hello) GetEgressError() string {
+	if x != nil {
+		return x.EgressError
+	}
+	return ""
 }
 
 type Welcome struct {
@@ -1250,8 +1259,10 @@ type SandboxSpec struct {
 	// CreateSandboxRequest alone. By environment variable, and by name of the file below /run/secrets.
 	SecretEnvironment map[string]string `protobuf:"bytes,31,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	SecretFiles       map[string][]byte `protobuf:"bytes,32,rep,name=secret_files,json=secretFiles,proto3" json:"secret_files,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Unspecified, as from an older control plane: NONE.
+	Egress        v1.EgressPolicy `protobuf:"varint,20,opt,name=egress,proto3,enum=mayfly.v1.EgressPolicy" json:"egress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SandboxSpec) Reset() {
@@ -1415,6 +1426,13 @@ func (x *SandboxSpec) GetSecretFiles() map[string][]byte {
 		return x.SecretFiles
 	}
 	return nil
+}
+
+func (x *SandboxSpec) GetEgress() v1.EgressPolicy {
+	if x != nil {
+		return x.Egress
+	}
+	return v1.EgressPolicy(0)
 }
 
 type CreateSandboxRequest struct {
@@ -2114,7 +2132,7 @@ var File_mayfly_agent_v1_session_proto protoreflect.FileDescriptor
 
 const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x1dmayfly/agent/v1/session.proto\x12\x0fmayfly.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x1amayfly/v1/invocation.proto\x1a\x13mayfly/v1/log.proto\x1a\x14mayfly/v1/node.proto\"\xe4\x01\n" +
+	"\x1dmayfly/agent/v1/session.proto\x12\x0fmayfly.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x17mayfly/v1/cluster.proto\x1a\x1cmayfly/v1/error_reason.proto\x1a\x18mayfly/v1/function.proto\x1a\x1amayfly/v1/invocation.proto\x1a\x13mayfly/v1/log.proto\x1a\x14mayfly/v1/node.proto\"\xe4\x01\n" +
 	"\x0eSessionRequest\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.mayfly.agent.v1.HelloH\x00R\x05hello\x121\n" +
 	"\x06report\x18\x02 \x01(\v2\x17.mayfly.agent.v1.ReportH\x00R\x06report\x12.\n" +
@@ -2130,7 +2148,7 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\x05calls\x18\x04 \x01(\v2\x16.mayfly.agent.v1.CallsH\x00R\x05callsB\t\n" +
 	"\amessage\"4\n" +
 	"\x05Calls\x12+\n" +
-	"\x05calls\x18\x01 \x03(\v2\x15.mayfly.agent.v1.CallR\x05calls\"\xd9\x02\n" +
+	"\x05calls\x18\x01 \x03(\v2\x15.mayfly.agent.v1.CallR\x05calls\"\xfc\x02\n" +
 	"\x05Hello\x12)\n" +
 	"\x04lane\x18\x01 \x01(\x0e2\x15.mayfly.agent.v1.LaneR\x04lane\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1b\n" +
@@ -2140,7 +2158,8 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\x0emayfly_version\x18\x05 \x01(\tR\rmayflyVersion\x124\n" +
 	"\bcapacity\x18\x06 \x01(\v2\x18.mayfly.v1.NodeResourcesR\bcapacity\x123\n" +
 	"\bruntimes\x18\a \x03(\v2\x17.mayfly.v1.RuntimeImageR\bruntimes\x12<\n" +
-	"\tsandboxes\x18\b \x03(\v2\x1e.mayfly.agent.v1.SandboxStatusR\tsandboxes\"&\n" +
+	"\tsandboxes\x18\b \x03(\v2\x1e.mayfly.agent.v1.SandboxStatusR\tsandboxes\x12!\n" +
+	"\fegress_error\x18\f \x01(\tR\vegressError\"&\n" +
 	"\aWelcome\x12\x1b\n" +
 	"\tserver_id\x18\x01 \x01(\tR\bserverId\"\xa9\x01\n" +
 	"\x06Report\x12,\n" +
@@ -2184,7 +2203,7 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\x05Error\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12.\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x16.mayfly.v1.ErrorReasonR\x06reason\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xe9\a\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x9a\b\n" +
 	"\vSandboxSpec\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
 	"\bfunction\x18\x02 \x01(\tR\bfunction\x12\x18\n" +
@@ -2208,7 +2227,8 @@ const file_mayfly_agent_v1_session_proto_rawDesc = "" +
 	"\venvironment\x18\x10 \x03(\v2-.mayfly.agent.v1.SandboxSpec.EnvironmentEntryR\venvironment\x12)\n" +
 	"\x10secrets_revision\x18\x1e \x01(\x04R\x0fsecretsRevision\x12b\n" +
 	"\x12secret_environment\x18\x1f \x03(\v23.mayfly.agent.v1.SandboxSpec.SecretEnvironmentEntryR\x11secretEnvironment\x12P\n" +
-	"\fsecret_files\x18  \x03(\v2-.mayfly.agent.v1.SandboxSpec.SecretFilesEntryR\vsecretFiles\x1a>\n" +
+	"\fsecret_files\x18  \x03(\v2-.mayfly.agent.v1.SandboxSpec.SecretFilesEntryR\vsecretFiles\x12/\n" +
+	"\x06egress\x18\x14 \x01(\x0e2\x17.mayfly.v1.EgressPolicyR\x06egress\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -2334,8 +2354,9 @@ var file_mayfly_agent_v1_session_proto_goTypes = []any{
 	(*v1.ReadLogsResponse)(nil),    // 32: mayfly.v1.ReadLogsResponse
 	(v1.ErrorReason)(0),            // 33: mayfly.v1.ErrorReason
 	(*durationpb.Duration)(nil),    // 34: google.protobuf.Duration
-	(*v1.InvocationReport)(nil),    // 35: mayfly.v1.InvocationReport
-	(*v1.ReadLogsRequest)(nil),     // 36: mayfly.v1.ReadLogsRequest
+	(v1.EgressPolicy)(0),           // 35: mayfly.v1.EgressPolicy
+	(*v1.InvocationReport)(nil),    // 36: mayfly.v1.InvocationReport
+	(*v1.ReadLogsRequest)(nil),     // 37: mayfly.v1.ReadLogsRequest
 }
 var file_mayfly_agent_v1_session_proto_depIdxs = []int32{
 	6,  // 0: mayfly.agent.v1.SessionRequest.hello:type_name -> mayfly.agent.v1.Hello
@@ -2373,23 +2394,24 @@ var file_mayfly_agent_v1_session_proto_depIdxs = []int32{
 	27, // 32: mayfly.agent.v1.SandboxSpec.environment:type_name -> mayfly.agent.v1.SandboxSpec.EnvironmentEntry
 	28, // 33: mayfly.agent.v1.SandboxSpec.secret_environment:type_name -> mayfly.agent.v1.SandboxSpec.SecretEnvironmentEntry
 	29, // 34: mayfly.agent.v1.SandboxSpec.secret_files:type_name -> mayfly.agent.v1.SandboxSpec.SecretFilesEntry
-	10, // 35: mayfly.agent.v1.CreateSandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
-	14, // 36: mayfly.agent.v1.CreateSandboxRequest.spec:type_name -> mayfly.agent.v1.SandboxSpec
-	34, // 37: mayfly.agent.v1.CreateSandboxResponse.init_duration:type_name -> google.protobuf.Duration
-	10, // 38: mayfly.agent.v1.DestroySandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
-	10, // 39: mayfly.agent.v1.InvokeRequest.grant:type_name -> mayfly.agent.v1.Grant
-	34, // 40: mayfly.agent.v1.InvokeRequest.init_duration:type_name -> google.protobuf.Duration
-	35, // 41: mayfly.agent.v1.InvokeResponse.report:type_name -> mayfly.v1.InvocationReport
-	36, // 42: mayfly.agent.v1.ReadLogsRequest.query:type_name -> mayfly.v1.ReadLogsRequest
-	2,  // 43: mayfly.agent.v1.SessionService.Session:input_type -> mayfly.agent.v1.SessionRequest
-	25, // 44: mayfly.agent.v1.SessionService.FetchBlob:input_type -> mayfly.agent.v1.FetchBlobRequest
-	4,  // 45: mayfly.agent.v1.SessionService.Session:output_type -> mayfly.agent.v1.SessionResponse
-	26, // 46: mayfly.agent.v1.SessionService.FetchBlob:output_type -> mayfly.agent.v1.FetchBlobResponse
-	45, // [45:47] is the sub-list for method output_type
-	43, // [43:45] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	35, // 35: mayfly.agent.v1.SandboxSpec.egress:type_name -> mayfly.v1.EgressPolicy
+	10, // 36: mayfly.agent.v1.CreateSandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
+	14, // 37: mayfly.agent.v1.CreateSandboxRequest.spec:type_name -> mayfly.agent.v1.SandboxSpec
+	34, // 38: mayfly.agent.v1.CreateSandboxResponse.init_duration:type_name -> google.protobuf.Duration
+	10, // 39: mayfly.agent.v1.DestroySandboxRequest.grant:type_name -> mayfly.agent.v1.Grant
+	10, // 40: mayfly.agent.v1.InvokeRequest.grant:type_name -> mayfly.agent.v1.Grant
+	34, // 41: mayfly.agent.v1.InvokeRequest.init_duration:type_name -> google.protobuf.Duration
+	36, // 42: mayfly.agent.v1.InvokeResponse.report:type_name -> mayfly.v1.InvocationReport
+	37, // 43: mayfly.agent.v1.ReadLogsRequest.query:type_name -> mayfly.v1.ReadLogsRequest
+	2,  // 44: mayfly.agent.v1.SessionService.Session:input_type -> mayfly.agent.v1.SessionRequest
+	25, // 45: mayfly.agent.v1.SessionService.FetchBlob:input_type -> mayfly.agent.v1.FetchBlobRequest
+	4,  // 46: mayfly.agent.v1.SessionService.Session:output_type -> mayfly.agent.v1.SessionResponse
+	26, // 47: mayfly.agent.v1.SessionService.FetchBlob:output_type -> mayfly.agent.v1.FetchBlobResponse
+	46, // [46:48] is the sub-list for method output_type
+	44, // [44:46] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_mayfly_agent_v1_session_proto_init() }

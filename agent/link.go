@@ -9,11 +9,11 @@ import (
 	"io"
 	"net"
 	"runtime"
+	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/mayfly-faas/mayfly/agent/frame"
+	"github.com/mayfly-faas/mayfly/proto/netio"
 )
 
 const (
@@ -45,11 +45,11 @@ func readExit(body []byte) error {
 // link is the connection with a bootstrap. One goroutine uses it at a time; close may come from any.
 type link struct {
 	conn    *net.UnixConn
-	socket  *socket
+	socket  net.Conn // the same, for small things
+	raw     syscall.RawConn
 	in      *bufio.Reader
 	out     []byte
 	meta    []byte
-	poll    [1]unix.PollFd
 	polled  error
 	look    func(fd uintptr)
 	bounded bool // a write deadline is set
@@ -57,11 +57,12 @@ type link struct {
 
 // newLink reads the bootstrap's Hello, until limit.
 func newLink(conn *net.UnixConn, limit time.Time) (*link, error) {
-	s, err := newSocket(conn)
+	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	l := &link{conn: conn, socket: s, in: bufio.NewReaderSize(s, readSize)}
+	socket := netio.Wrap(conn)
+	l := &link{conn: conn, socket: socket, raw: raw, in: bufio.NewReaderSize(socket, readSize)}
 	l.look = l.pollOnce
 	if err := conn.SetReadDeadline(limit); err != nil {
 		return nil, err
@@ -112,7 +113,7 @@ func (l *link) quiet() error {
 	if l.in.Buffered() > 0 {
 		return errProtocol
 	}
-	if err := l.socket.raw.Control(l.look); err != nil {
+	if err := l.raw.Control(l.look); err != nil {
 		return err
 	}
 	return l.polled
@@ -122,20 +123,16 @@ func (l *link) quiet() error {
 // times as much. It returns when there is something to read, or at the limit.
 func (l *link) spin(limit time.Duration) {
 	for start := time.Now(); time.Since(start) < limit; runtime.Gosched() {
-		if l.socket.raw.Control(l.look) != nil || l.polled != nil {
+		if l.raw.Control(l.look) != nil || l.polled != nil {
 			return
 		}
 	}
 }
 
 func (l *link) pollOnce(fd uintptr) {
-	l.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN} // a descriptor
-	n, err := unix.Poll(l.poll[:], 0)
-	for errors.Is(err, unix.EINTR) {
-		n, err = unix.Poll(l.poll[:], 0)
-	}
+	there, err := netio.Readable(fd)
 	l.polled = err
-	if err == nil && n > 0 {
+	if there {
 		l.polled = errProtocol // something to read, or hung up
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
+	"github.com/mayfly-faas/mayfly/proto/netio"
 )
 
 const (
@@ -57,7 +59,7 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 	r := &Remote{cfg: cfg}
 	for i := range r.conns {
 		conn, err := grpc.NewClient(cfg.Address,
-			grpc.WithTransportCredentials(creds),
+			grpc.WithTransportCredentials(creds), grpc.WithContextDialer(dial),
 			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 			grpc.WithInitialWindowSize(laneWindow), grpc.WithInitialConnWindowSize(connectionWindow),
 			grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: cfg.Keepalive, Timeout: cfg.Keepalive / 2}))
@@ -67,6 +69,16 @@ func NewRemote(cfg RemoteConfig) (*Remote, error) {
 		r.conns[i] = conn
 	}
 	return r, nil
+}
+
+// dial connects as gRPC would by itself, but for the proxy of the environment: control planes are reached directly.
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return netio.Wrap(c), nil
 }
 
 // Close ends all sessions and waits for the calls that they still serve.

@@ -18,6 +18,7 @@ import (
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	statev1 "github.com/mayfly-faas/mayfly/proto/mayfly/state/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
+	"github.com/mayfly-faas/mayfly/proto/netio"
 )
 
 const (
@@ -191,7 +192,7 @@ func (s *Server) serveAPI(ctx context.Context) error {
 		defer hard.Stop()
 		s.grpc.GracefulStop()
 	})
-	err := s.grpc.Serve(s.apiListener)
+	err := s.grpc.Serve(netio.Listener(s.apiListener))
 	if !stop() {
 		<-stopped
 	}

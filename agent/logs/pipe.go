@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mayfly-faas/mayfly/proto/netio"
 )
 
 // maxDrain is the most that one drain reads, in bytes: what a pipe holds, and more. What was written before the drain is in it.
@@ -80,11 +82,8 @@ func (s *Stream) drain() {
 func (s *Stream) readOnce() int {
 	b := s.pipe.buffers.Get().(*[pipeBuffer]byte) // the pool's only type
 	defer s.pipe.buffers.Put(b)
-	n, err := unix.Read(s.pipe.fd, b[:])
-	for errors.Is(err, unix.EINTR) {
-		n, err = unix.Read(s.pipe.fd, b[:])
-	}
-	if err != nil || n <= 0 {
+	n, again, err := netio.Read(uintptr(s.pipe.fd), b[:])
+	if again || err != nil || n == 0 {
 		return 0
 	}
 	s.take(b[:n])

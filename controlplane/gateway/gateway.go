@@ -22,6 +22,7 @@ import (
 
 	"github.com/mayfly-faas/mayfly/controlplane/auth"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
+	"github.com/mayfly-faas/mayfly/proto/netio"
 )
 
 // MaxPayload is the largest event and the largest buffered answer in bytes, as Lambda's.
@@ -175,9 +176,9 @@ func (g *Gateway) server(base context.Context) *http.Server {
 func (g *Gateway) serve(srv *http.Server, l net.Listener) error {
 	var err error
 	if isLoopback(l.Addr()) {
-		err = srv.Serve(l)
+		err = srv.Serve(netio.Listener(l))
 	} else {
-		err = srv.ServeTLS(l, "", "")
+		err = srv.ServeTLS(netio.Listener(l), "", "")
 	}
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil

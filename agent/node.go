@@ -29,6 +29,14 @@ func (c NodeConfig) containerd() containerd.Config {
 	}
 }
 
+func (c NodeConfig) images() (*runtimes.Images, error) {
+	dir, err := filepath.Abs(c.withDefaults().RuntimesDir)
+	if err != nil {
+		return nil, fmt.Errorf("runtime images: %w", err)
+	}
+	return runtimes.New(runtimes.Config{Dir: dir, Logger: c.Logger.With("room", "runtimes")})
+}
+
 // RunNode runs a worker until ctx ends. Its containerd lives on: StopNode ends it.
 func RunNode(ctx context.Context, cfg NodeConfig) (err error) {
 	runtime, err := containerd.New(cfg.containerd())
@@ -37,6 +45,9 @@ func RunNode(ctx context.Context, cfg NodeConfig) (err error) {
 	}
 	defer func() { err = errors.Join(err, runtime.Close()) }()
 	cfg.Runtime = runtime
+	if cfg.Builder, err = cfg.images(); err != nil {
+		return err
+	}
 	a, err := New(cfg.Config)
 	if err != nil {
 		return err

@@ -72,12 +72,12 @@ test-long: build ## the same tests, with the long ones
 
 .PHONY: bench
 bench: build ## measure, print and write JSON: make bench OUT=FILE (needs root)
-	@bin/mayfly runtime build --all --quiet --runtimes-dir $(RUNTIMES_DIR)
+	@bin/mayfly runtime build python3.11 --quiet --runtimes-dir $(RUNTIMES_DIR)
 	go run ./test/bench -runtimes-dir $(RUNTIMES_DIR) -out $(OUT)
 
 .PHONY: bench-short
 bench-short: build ## the same in seconds: that it works, not what it says
-	@bin/mayfly runtime build --all --quiet --runtimes-dir $(RUNTIMES_DIR)
+	@bin/mayfly runtime build python3.11 --quiet --runtimes-dir $(RUNTIMES_DIR)
 	go run ./test/bench -runtimes-dir $(RUNTIMES_DIR) -warmup 200ms -duration 1s -rounds 1 -cold 3
 
 .PHONY: fuzz

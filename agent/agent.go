@@ -41,7 +41,7 @@ type Worker interface {
 	// Invoke runs one event. emit is called with each chunk of a streamed answer; nil: buffer it. An error with
 	// reason SANDBOX_GONE means that the event never reached the function.
 	Invoke(ctx context.Context, r *agentv1.InvokeRequest, emit func([]byte) error) (*agentv1.InvokeResponse, error)
-	// Prepare fetches code, so that a sandbox is made faster later.
+	// Prepare builds the runtime's image if there is none, and fetches code, so that a sandbox is made faster later.
 	Prepare(ctx context.Context, r *agentv1.PrepareRequest) (*agentv1.PrepareResponse, error)
 	ReadLogs(ctx context.Context, r *agentv1.ReadLogsRequest, emit func(*mayflyv1.ReadLogsResponse) error) error
 }
@@ -82,6 +82,8 @@ type Config struct {
 	// Capacity is what sandboxes may use together. Zero memory: three quarters of the machine's. Zero CPU: eight
 	// times the machine's, since most sandboxes idle.
 	Capacity *mayflyv1.NodeResources
+	// Builder builds images of runtimes that functions ask for, in RuntimesDir; nil: only what is there can be used.
+	Builder ImageBuilder
 	// CodeBytes is the budget of the code cache; 0: 10 GiB.
 	CodeBytes int64
 	// Logs may change limits of the logs; its Dir, Logger and Now are set by the agent.
@@ -163,6 +165,7 @@ type Agent struct {
 	code       *code.Cache
 	logs       *logs.Store
 	images     *images
+	spare      chan struct{} // an image may have no users left
 	room       *room
 	metrics    *metrics
 	reports    []*reporter
@@ -195,7 +198,7 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg, log: cfg.Logger, instanceID: uuid.NewString(), room: newRoom(cfg.Capacity), spinners: int64(max(1, runtime.NumCPU()/4))}
 	a.groups, a.turns = map[groupKey]*group{}, newTurns()
-	a.images = &images{dir: cfg.RuntimesDir}
+	a.images, a.spare = &images{dir: cfg.RuntimesDir}, make(chan struct{}, 1)
 	var err error
 	if a.logs, err = logs.Open(cfg.Logs); err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
@@ -233,6 +236,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		group.Go(func() error { return r.run(groupCtx) })
 	}
 	group.Go(func() error { return a.observe(groupCtx) })
+	if a.cfg.Builder != nil {
+		group.Go(func() error { return a.pruneImages(groupCtx) })
+	}
 	<-groupCtx.Done()
 	a.gate.Lock()
 	a.closing = true

@@ -161,6 +161,7 @@ func (a *Agent) observe(ctx context.Context) error {
 		if n%imagesEvery == 0 {
 			if now := a.images.list(); !sameImages(known, now) {
 				known, images = now, now
+				a.mayPrune()
 			}
 		}
 		a.sampleUsed()

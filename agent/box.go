@@ -196,7 +196,7 @@ func listen(path string) (*net.UnixListener, error) {
 
 func (b *box) config() sandbox.Config {
 	return sandbox.Config{
-		ID: b.id, RootFS: b.image.rootFS, Command: b.image.command(), Env: processEnv(), CodeDir: b.code.Dir, SocketDir: b.dir,
+		ID: b.id, RootFS: b.image.rootFS, Command: b.image.command(), Env: processEnv(b.memoryLimit), CodeDir: b.code.Dir, SocketDir: b.dir,
 		MemoryBytes: b.spec.GetMemoryBytes(), MilliCPUs: b.spec.GetMilliCpus(), PIDs: sandboxPIDs, TmpBytes: b.spec.GetTmpBytes(),
 		SecretFiles: b.spec.GetSecretFiles(),
 		Egress:      egressOf(b.spec.GetEgress()),
@@ -390,6 +390,10 @@ func (b *box) release() {
 		b.agent.log.Error("can't remove a sandbox's directory", "dir", b.dir, "error", err)
 	}
 	b.code.Release()
+	b.image.release()
+	if !b.agent.images.current(b.image) {
+		b.agent.mayPrune()
+	}
 	b.agent.room.give(b.spec.GetMemoryBytes(), b.spec.GetMilliCpus())
 	b.agent.leave(b)
 	b.agent.boxes.Delete(b.id)

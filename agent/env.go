@@ -13,11 +13,13 @@ const (
 	runtimeDir = "/var/runtime"
 )
 
-// processEnv is the environment of PID 1; the function's comes with Load.
-func processEnv() []string {
+// processEnv is the environment of PID 1; the function's comes with Load. Runtimes that must know their limit at the start
+// find it, in MB.
+func processEnv(memoryLimit int) []string {
 	return []string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "TZ=:UTC", "HOME=/tmp",
 		"LAMBDA_TASK_ROOT=" + taskRoot, "LAMBDA_RUNTIME_DIR=" + runtimeDir,
+		"AWS_LAMBDA_FUNCTION_MEMORY_SIZE=" + strconv.Itoa(memoryLimit),
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/mayfly-faas/mayfly/agent/runtimes"
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -29,8 +30,11 @@ type image struct {
 	Command   []string  `json:"command"`
 	Mode      string    `json:"mode"`
 
-	rootFS string
+	rootFS  string
+	release func() // of an acquired image
 }
+
+var errNoImage = errors.New("no image")
 
 const (
 	helperPath     = "/run/mayfly-helper/init"
@@ -50,8 +54,10 @@ func (s *images) find(name string) (*image, error) {
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Join(s.dir, name, "current"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_INVALID_RUNTIME,
+		e := fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_INVALID_RUNTIME,
 			"this node has no image of runtime %q; build it with: mayfly runtime build %s", name, name)
+		e.Cause = errNoImage
+		return nil, e
 	}
 	if err != nil {
 		return nil, fault.Internal(err, "runtime %q can't be used", name)
@@ -70,6 +76,30 @@ func (s *images) find(name string) (*image, error) {
 	}
 	i.rootFS = filepath.Join(dir, "rootfs")
 	return i, nil
+}
+
+// acquire is find for a sandbox: the image stays until its release is called, whatever is built meanwhile.
+func (s *images) acquire(name string) (*image, error) {
+	for {
+		i, err := s.find(name)
+		if err != nil {
+			return nil, err
+		}
+		i.release, err = runtimes.Hold(filepath.Dir(i.rootFS))
+		if err == nil {
+			return i, nil
+		}
+		if !errors.Is(err, runtimes.ErrGone) {
+			return nil, fault.Internal(err, "runtime %q can't be used", name)
+		}
+		// A newer one has taken its place.
+	}
+}
+
+// current tells whether new sandboxes would use the image, too.
+func (s *images) current(i *image) bool {
+	target, err := os.Readlink(filepath.Join(s.dir, i.Runtime, "current"))
+	return err == nil && filepath.Base(target) == filepath.Base(filepath.Dir(i.rootFS))
 }
 
 // list is all usable images, as the API has them.

@@ -31,6 +31,14 @@ func (c NodeConfig) containerd() containerd.Config {
 	}
 }
 
+func (c NodeConfig) images() (*runtimes.Images, error) {
+	dir, err := filepath.Abs(c.withDefaults().RuntimesDir)
+	if err != nil {
+		return nil, fmt.Errorf("runtime images: %w", err)
+	}
+	return runtimes.New(runtimes.Config{Dir: dir, Logger: c.Logger.With("room", "runtimes")})
+}
+
 // RunNode runs a worker until ctx ends. Its containerd lives on: StopNode ends it.
 func RunNode(ctx context.Context, cfg NodeConfig) (err error) {
 	runtime, err := containerd.New(cfg.containerd())
@@ -41,6 +49,9 @@ func RunNode(ctx context.Context, cfg NodeConfig) (err error) {
 	cfg.Runtime = runtime
 	if err := runtime.EgressError(); err != nil {
 		cfg.EgressError = err.Error()
+	}
+	if cfg.Builder, err = cfg.images(); err != nil {
+		return err
 	}
 	a, err := New(cfg.Config)
 	if err != nil {

@@ -109,10 +109,11 @@ func checkSpec(s *agentv1.SandboxSpec) error {
 
 // furnish finds image and code, and makes the directory and the log. After an error nothing is left.
 func (a *Agent) furnish(ctx context.Context, b *box) (err error) {
-	if b.image, err = a.images.find(b.spec.GetRuntime()); err != nil {
+	if b.image, err = a.images.acquire(b.spec.GetRuntime()); err != nil {
 		return err
 	}
 	if b.code, err = a.code.Acquire(ctx, b.spec.GetCodeDigest()); err != nil {
+		b.image.release()
 		return gaveUp(ctx, err)
 	}
 	defer func() {
@@ -154,6 +155,7 @@ func (b *box) unfurnish() {
 		}
 	}
 	b.code.Release()
+	b.image.release()
 }
 
 // start begins the life of a sandbox, claimed from the first moment.
@@ -203,9 +205,10 @@ func gaveUp(ctx context.Context, err error) error {
 	return fault.New(codes.Canceled, mayflyv1.ErrorReason_ERROR_REASON_DEADLINE_EXCEEDED, "the caller has gone: %v", ctx.Err())
 }
 
-// Prepare implements Worker. Its errors are those of CreateSandbox for runtime and code.
+// Prepare implements Worker: it builds the runtime's image if there is none, and fetches code. Its errors are those
+// of CreateSandbox for runtime and code, and codes.FailedPrecondition if the node lacks what building needs.
 func (a *Agent) Prepare(ctx context.Context, r *agentv1.PrepareRequest) (*agentv1.PrepareResponse, error) {
-	if _, err := a.images.find(r.GetRuntime()); err != nil {
+	if err := a.ensureImage(ctx, r.GetRuntime()); err != nil {
 		return nil, err
 	}
 	ref, err := a.code.Acquire(ctx, r.GetCodeDigest())

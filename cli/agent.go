@@ -12,7 +12,7 @@ func (a *App) agentCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "agent --server HOST:PORT", Short: "Run a worker",
 		Long: `Run a worker of a cluster, in the foreground, until interrupted. It needs an identity ("mayfly node enroll") and
-runtime images ("mayfly runtime build --all"). Its sandboxes end with it; containerd lives on for its next start, and "mayfly down" stops that.`,
+mmdebstrap, to build runtime images when functions need them ("mayfly doctor --install"). Its sandboxes end with it; containerd lives on for its next start, and "mayfly down" stops that.`,
 		Example: "  mayfly node enroll worker-1 --identity /var/lib/mayfly/agent/identity\n  mayfly agent --server 10.0.0.1:7070 --node-name worker-1",
 		Args:    argsNamed(),
 	}

@@ -66,7 +66,7 @@ to create a function (for "provided" the handler may be left out); for an update
 	flags.StringVar(&f.url, "url", "", "give it a URL with this authentication: none, key or iam")
 	flags.BoolVar(&f.publish, "publish", false, "publish a version too")
 	flags.BoolVar(&f.wait, "wait", true, "wait until the function is active")
-	flags.DurationVar(&f.waitTimeout, "wait-timeout", 2*time.Minute, "how long to wait")
+	flags.DurationVar(&f.waitTimeout, "wait-timeout", 10*time.Minute, "how long to wait: the first function of a runtime waits until that is built")
 	must(cmd.RegisterFlagCompletionFunc("url", cobra.FixedCompletions(authTypes, cobra.ShellCompDirectiveNoFileComp)))
 	cmd.RunE = func(cmd *cobra.Command, args []string) error { return a.deploy(cmd, args[0], &f) }
 	return cmd
@@ -338,6 +338,7 @@ func (d *deployment) finish(ctx context.Context, f *mayflyv1.Function, created b
 // await polls until the function is active, has failed, or the time is up.
 func (d *deployment) await(ctx context.Context) (*mayflyv1.GetFunctionResponse, error) {
 	deadline := d.app.Now().Add(d.flags.waitTimeout)
+	told := ""
 	for {
 		r, err := d.c.functions.GetFunction(ctx, &mayflyv1.GetFunctionRequest{Namespace: d.c.namespace, Name: d.flags.name})
 		if err != nil {
@@ -348,10 +349,14 @@ func (d *deployment) await(ctx context.Context) (*mayflyv1.GetFunctionResponse, 
 		case f.GetState() == mayflyv1.FunctionState_FUNCTION_STATE_ACTIVE:
 			return r, nil
 		case f.GetState() == mayflyv1.FunctionState_FUNCTION_STATE_FAILED:
-			return nil, hinted(ExitError, "Mend the code and deploy again.", "function %s failed: %s", f.GetName(), f.GetStateReason())
+			return nil, hinted(ExitError, "Mend that and deploy again.", "function %s failed: %s", f.GetName(), f.GetStateReason())
 		case d.app.Now().After(deadline):
 			return nil, hinted(ExitUnavailable, "It may still become active: `mayfly function get "+f.GetName()+"`. `mayfly node list` tells whether a worker is up.",
 				"function %s is still pending after %s: %s", f.GetName(), d.flags.waitTimeout, orDash(f.GetStateReason()))
+		}
+		if reason := f.GetStateReason(); reason != told {
+			told = reason
+			d.app.note("pending: %s", reason)
 		}
 		if err := d.app.Sleep(ctx, pollEvery); err != nil {
 			return nil, err

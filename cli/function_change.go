@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,7 @@ import (
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
 
-var runtimeNames = []string{"python3.11", "nodejs18", "provided"}
+var runtimeNames = []string{"python3.11", "python3.13", "nodejs18", "nodejs20", "ruby3.1", "java17", "provided"}
 
 // configFlags are the flags of a function's configuration, shared by deploy and function update.
 type configFlags struct {
@@ -29,8 +30,8 @@ type configFlags struct {
 
 func (f *configFlags) add(a *App, cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.runtime, "runtime", "", "runtime: python3.11, nodejs18 or provided")
-	flags.StringVar(&f.handler, "handler", "", "what is called: MODULE.FUNCTION for Python and Node")
+	flags.StringVar(&f.runtime, "runtime", "", "runtime: "+strings.Join(runtimeNames, ", "))
+	flags.StringVar(&f.handler, "handler", "", "what is called: MODULE.FUNCTION for Python, Node and Ruby, PACKAGE.CLASS::METHOD for Java")
 	flags.Int32Var(&f.memory, "memory", 0, "memory in MB, 128 to 10240 (default 128)")
 	flags.Int32Var(&f.tmp, "ephemeral-storage", 0, "size of /tmp in MB, 512 to 10240 (default 512)")
 	flags.Var(&f.egress, "egress", "what it may reach: none, internet (public addresses) or all (default internet)")

@@ -200,6 +200,20 @@ func timeOf(t *timestamppb.Timestamp) string {
 	return t.AsTime().UTC().Format(time.RFC3339)
 }
 
+// ageOf is how long ago t was, in its largest unit.
+func ageOf(t, now time.Time) string {
+	age := max(now.Sub(t), 0)
+	for _, u := range []struct {
+		name string
+		size time.Duration
+	}{{"d", 24 * time.Hour}, {"h", time.Hour}, {"m", time.Minute}} {
+		if age >= u.size {
+			return fmt.Sprintf("%d%s", age/u.size, u.name)
+		}
+	}
+	return fmt.Sprintf("%ds", age/time.Second)
+}
+
 func durationOf(d *durationpb.Duration) string {
 	if d == nil {
 		return "-"

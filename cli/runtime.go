@@ -64,11 +64,11 @@ func (a *App) runtimeList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t := table{header: []string{"RUNTIME", "VERSION", "DIGEST", "SIZE", "BUILT", "NODES"}}
+			t := table{header: []string{"RUNTIME", "VERSION", "DIGEST", "SIZE", "AGE", "BUILT", "NODES"}}
 			for _, i := range r.GetRuntimes() {
 				t.rows = append(t.rows, []string{
 					i.GetRuntime(), orDash(i.GetVersion()), shortDigest(i.GetDigest()), sizeOf(i.GetSizeBytes()),
-					timeOf(i.GetBuiltAt()), strings.Join(i.GetNodes(), " "),
+					ageOf(i.GetBuiltAt().AsTime(), a.Now()), timeOf(i.GetBuiltAt()), strings.Join(i.GetNodes(), " "),
 				})
 			}
 			return a.print(r, t)
@@ -86,10 +86,11 @@ func (a *App) listLocal(ctx context.Context, dir string) error {
 }
 
 func (a *App) printLocal(images []LocalRuntime) error {
-	t := table{header: []string{"RUNTIME", "VERSION", "DIGEST", "SIZE", "BUILT"}}
+	t := table{header: []string{"RUNTIME", "VERSION", "DIGEST", "SIZE", "AGE", "BUILT"}}
 	for _, i := range images {
 		t.rows = append(t.rows, []string{
-			i.Name, orDash(i.Version), shortDigest(i.Digest), sizeOf(i.SizeBytes), i.BuiltAt.UTC().Format(time.RFC3339),
+			i.Name, orDash(i.Version), shortDigest(i.Digest), sizeOf(i.SizeBytes),
+			ageOf(i.BuiltAt, a.Now()), i.BuiltAt.UTC().Format(time.RFC3339),
 		})
 	}
 	return a.printValue(map[string]any{"runtimes": images}, t)
@@ -102,6 +103,9 @@ func (a *App) runtimeBuild() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "build [RUNTIME…]", Short: "Build images of runtimes on this machine, from Debian packages",
 		Long: `Build images of runtimes on this machine, from Debian packages. What is there already is not built again.
+A runtime that no node has is also built when the first function asks for it. A new build is used by new sandboxes;
+running ones stay on theirs, and the agent removes an image once nothing uses it.
+
 It needs root and mmdebstrap: see ` + "`mayfly doctor`.",
 		Example:           "  mayfly runtime build --all\n  mayfly runtime build python3.11 --force",
 		ValidArgsFunction: cobra.FixedCompletions(runtimeNames, cobra.ShellCompDirectiveNoFileComp),

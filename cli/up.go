@@ -13,9 +13,10 @@ func (a *App) upCommand() *cobra.Command {
 		Long: `Run Mayfly on this machine: control plane and worker in one process, in the foreground, until interrupted.
 
 At its first start it makes the cluster, and an admin key that it leaves in STATE/server/admin.json:
-"mayfly context import" makes a context of it. Runtime images are made by "mayfly runtime build --all".
+"mayfly context import" makes a context of it. Runtime images are built when the first function needs them, or before
+by "mayfly runtime build".
 Sandboxes end with it; containerd lives on for its next start, and "mayfly down" stops that.`,
-		Example: "  sudo mayfly doctor --install\n  sudo mayfly runtime build --all\n  sudo mayfly up",
+		Example: "  sudo mayfly doctor --install\n  sudo mayfly runtime build python3.11\n  sudo mayfly up",
 		Args:    argsNamed(),
 	}
 	o.Server.ProcessOptions.addFlags(cmd, nodeNameOf(a.Host.Hostname()))

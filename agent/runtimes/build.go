@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -215,27 +216,42 @@ func (b *build) version(ctx context.Context, rootfs string) (string, error) {
 	return chrootOutput(ctx, rootfs, command[0], command[1:]...)
 }
 
-// compileBootstrap makes bootstrap.pyc: Python starts it without compiling or looking for anything.
-const compileBootstrap = `import py_compile
-py_compile.compile("/var/runtime/bootstrap.py", "/var/runtime/bootstrap.pyc", doraise=True,
-    invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)`
-
+// installBootstrap copies the bootstrap and compiles it.
 func (b *build) installBootstrap(ctx context.Context, rootfs string) error {
-	script, err := b.recipe.bootstrap()
-	if err != nil || script == nil {
+	files, err := b.recipe.bootstrap()
+	if err != nil {
 		return err
 	}
-	path := filepath.Join(rootfs, "var/runtime", filepath.Base(b.recipe.Bootstrap))
-	if err := os.WriteFile(path, script, 0o644); err != nil {
+	dir := filepath.Join(rootfs, "var/runtime")
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
+			return err
+		}
+	}
+	if compile := b.recipe.Compile; len(compile) > 0 {
+		if _, err := chrootOutput(ctx, rootfs, compile[0], compile[1:]...); err != nil {
+			return err
+		}
+	}
+	return readable(dir)
+}
+
+// readable lets everybody read what is below dir, whatever the umask.
+func readable(dir string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
 		return err
 	}
-	if filepath.Ext(path) != ".py" {
-		return os.Chmod(path, 0o644)
-	}
-	if _, err = chrootOutput(ctx, rootfs, "/usr/bin/python3.11", "-I", "-S", "-B", "-c", compileBootstrap); err != nil {
-		return err
-	}
-	return errors.Join(os.Chmod(path, 0o644), os.Chmod(path+"c", 0o644))
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			return root.Chmod(path, 0o755)
+		}
+		return root.Chmod(path, 0o644)
+	})
 }
 
 // makeDir makes a directory that sandboxes can look into under their own uids, whatever the umask.

@@ -38,20 +38,24 @@ func tempImages(t *testing.T, cfg Config) *Images {
 
 // The kept image is the other build, unless Debian has published packages since.
 func TestBuildsOfOneRecipeAreIdentical(t *testing.T) {
-	want := testImage(t, "python3.11").Digest
-	image := buildUnderUmask(t, 0o077)
-	if image.Digest != want {
-		wantEqual(t, image.Digest, buildUnderUmask(t, 0o022).Digest)
+	for _, name := range []string{"python3.11", "java17"} {
+		t.Run(name, func(t *testing.T) {
+			want := testImage(t, name).Digest
+			image := buildUnderUmask(t, name, 0o077)
+			if image.Digest != want {
+				wantEqual(t, image.Digest, buildUnderUmask(t, name, 0o022).Digest)
+			}
+			out, err := exec.Command("find", filepath.Dir(filepath.Dir(image.RootFS)), "!", "-perm", "-0444", "!", "-type", "l", "!", "-name", lockFile).Output()
+			must(t, err)
+			wantEqual(t, string(out), "")
+		})
 	}
-	out, err := exec.Command("find", filepath.Dir(filepath.Dir(image.RootFS)), "!", "-perm", "-0444", "!", "-type", "l", "!", "-name", lockFile).Output()
-	must(t, err)
-	wantEqual(t, string(out), "")
 }
 
-func buildUnderUmask(t *testing.T, mask int) *Image {
+func buildUnderUmask(t *testing.T, name string, mask int) *Image {
 	t.Helper()
 	defer syscall.Umask(syscall.Umask(mask))
-	image, err := tempImages(t, Config{}).Build(t.Context(), "python3.11", BuildOptions{})
+	image, err := tempImages(t, Config{}).Build(t.Context(), name, BuildOptions{})
 	must(t, err)
 	return image
 }
@@ -88,7 +92,7 @@ func TestImageContents(t *testing.T) {
 				t.Errorf("%s: %s: got %v, %v; want %v", name, path, info, err, mode)
 			}
 		}
-		for _, path := range []string{"etc/machine-id", "etc/hostname", "var/cache/ldconfig", "var/lib/dpkg", "usr/share/doc"} {
+		for _, path := range []string{"tmp/hsperfdata_root", "etc/machine-id", "etc/hostname", "var/cache/ldconfig", "var/lib/dpkg", "usr/share/doc"} {
 			if _, err := os.Lstat(filepath.Join(image.RootFS, path)); err == nil {
 				t.Errorf("%s: %s must not be in the image", name, path)
 			}
@@ -143,7 +147,7 @@ func TestUnknownRuntime(t *testing.T) {
 		if !fault.Is(err, mayflyv1.ErrorReason_ERROR_REASON_INVALID_RUNTIME) {
 			t.Errorf("got %v", err)
 		}
-		wantContains(t, err.Error(), "nodejs18, provided, python3.11")
+		wantContains(t, err.Error(), "java17, nodejs18, nodejs20, provided, python3.11, python3.13, ruby3.1")
 	}
 	_, err := images.Find("provided")
 	if !errors.Is(err, ErrNotBuilt) || fault.From(err).Code != codes.FailedPrecondition {
@@ -268,16 +272,22 @@ func TestPrune(t *testing.T) {
 		must(t, os.WriteFile(file, nil, 0o600))
 	}
 
-	n, err := images.Prune(func(d string) bool { return d == old })
+	release, err := Hold(images.path("provided", strings.TrimPrefix(old, "sha256:")))
+	must(t, err)
+	n, err := images.Prune()
 	must(t, err)
 	wantEqual(t, n, 0)
 	wantOnly(t, images, "provided", lockFile, strings.TrimPrefix(old, "sha256:"), "aa", "current")
 	left := slices.DeleteFunc(files, func(f string) bool { _, err := os.Stat(f); return err != nil })
 	wantEqual(t, left, []string{images.basePath(r)})
 
-	n, err = images.Prune(func(string) bool { return false })
+	release()
+	n, err = images.Prune()
 	must(t, err)
 	wantEqual(t, n, 1)
+	if _, err := Hold(images.path("provided", strings.TrimPrefix(old, "sha256:"))); !errors.Is(err, ErrGone) {
+		t.Errorf("held what is gone: %v", err)
+	}
 	wantOnly(t, images, "provided", lockFile, "aa", "current")
 }
 
@@ -288,7 +298,7 @@ func TestPruneLeavesBuildsAlone(t *testing.T) {
 	unlock, err := lock(t.Context(), images.path("provided", lockFile))
 	must(t, err)
 	defer unlock()
-	_, err = images.Prune(func(string) bool { return false })
+	_, err = images.Prune()
 	must(t, err)
 	wantOnly(t, images, "provided", ".build-1", lockFile, "aa", "current")
 }

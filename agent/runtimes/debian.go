@@ -23,6 +23,7 @@ const keepLines = 8
 
 // debootstrap runs mmdebstrap.
 type debootstrap struct {
+	suite    string
 	packages []string
 	base     string // URL of the mirror on loopback
 	security bool
@@ -76,13 +77,13 @@ func (d debootstrap) args() []string {
 	for _, o := range d.settings.Options {
 		args = append(args, "--aptopt="+o)
 	}
-	args = append(args, suite, d.target)
+	args = append(args, d.suite, d.target)
 	line := func(path, suite string) string {
 		return fmt.Sprintf("deb [signed-by=%s] %s/%s %s main", d.keyring, d.base, path, suite)
 	}
-	args = append(args, line("debian", suite), line("debian", suite+"-updates"))
+	args = append(args, line("debian", d.suite), line("debian", d.suite+"-updates"))
 	if d.security {
-		args = append(args, line("security", suite+"-security"))
+		args = append(args, line("security", d.suite+"-security"))
 	}
 	return args
 }

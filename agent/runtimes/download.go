@@ -17,7 +17,7 @@ func (b *build) bootstrap(ctx context.Context) (string, error) {
 		return "", err
 	}
 	settings := readAptSettings(ctx)
-	source := findArchive(b.images.cfg.Mirror, "/etc/apt")
+	source := findArchive(b.images.cfg.Mirror, "/etc/apt", b.recipe.Suite)
 	m := newMirror(source, settings, b.images.debsDir(), &b.images.flight, b.images.cfg.Logger)
 	m.received = b.downloaded
 	url, stop, err := m.serve(ctx)
@@ -31,7 +31,7 @@ func (b *build) bootstrap(ctx context.Context) (string, error) {
 	}
 	target := filepath.Join(b.work, "debian")
 	err = debootstrap{
-		packages: b.recipe.Packages, base: url, security: source.Security != "", settings: settings,
+		suite: b.recipe.Suite, packages: b.recipe.Packages, base: url, security: source.Security != "", settings: settings,
 		keyring: keyring, target: target, tmp: tmp, onLine: b.output,
 	}.run(ctx)
 	if err == nil {

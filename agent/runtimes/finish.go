@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -24,7 +25,7 @@ type finisher struct {
 
 func (f finisher) run(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		f.mergeUsr, f.drop, f.writeFiles, f.makeLinks, f.installCertificates, f.compress, f.compilePython, f.linkLibraries,
+		f.mergeUsr, f.drop, f.writeFiles, f.makeLinks, f.installCertificates, f.installJavaTrust, f.compress, f.compilePython, f.linkLibraries,
 	} {
 		if err := step(ctx); err != nil {
 			return fmt.Errorf("finish %s: %w", f.recipe.Name, err)
@@ -99,6 +100,8 @@ func dropped() []string {
 		"usr/share/man", "usr/share/menu", "usr/share/perl5", "usr/share/pixmaps", "usr/share/tabset", "usr/share/apport",
 		"usr/lib/dpkg", "usr/lib/systemd", "usr/lib/python3.11/test", "usr/lib/python3.11/__phello__",
 		"etc/python3.11", "usr/lib/python3.11/sitecustomize.py", "usr/share/python3", "usr/share/binfmts",
+		"usr/lib/python3.13/test", "usr/lib/python3.13/__phello__", "etc/python3.13", "usr/lib/python3.13/sitecustomize.py",
+		"usr/share/ca-certificates-java", "usr/share/ri", "usr/share/rubygems-integration/all/doc",
 		"usr/share/zoneinfo/posix", "usr/share/zoneinfo/right", "var/backups", "var/cache/", "var/lib/", "var/log/", "var/mail", "var/spool",
 	}
 }
@@ -177,6 +180,7 @@ func (f finisher) makeLinks(context.Context) error {
 		{"etc/localtime", "/usr/share/zoneinfo/Etc/UTC"},
 		{"usr/bin/awk", "mawk"},
 		{"usr/bin/python", "python3"},
+		{"usr/bin/java", "../lib/jvm/java-17-openjdk-" + runtime.GOARCH + "/bin/java"},
 		{"usr/lib/ssl/cert.pem", "/etc/ssl/certs/ca-certificates.crt"},
 		{"var/run", "/run"},
 		{"var/lock", "/run/lock"},
@@ -267,7 +271,7 @@ func gzipFile(path string) error {
 // of what it imports itself (-B), which would be checked.
 func (f finisher) compilePython(ctx context.Context) error {
 	for _, dir := range f.recipe.PythonDirs {
-		err := f.chroot(ctx, "/usr/bin/python3.11", "-I", "-S", "-B", "-m", "compileall", "-q", "-f",
+		err := f.chroot(ctx, f.recipe.Python, "-I", "-S", "-B", "-m", "compileall", "-q", "-f",
 			"--invalidation-mode", "unchecked-hash", "-x", `lib2to3/tests|/bad_`, dir)
 		if err != nil {
 			return err

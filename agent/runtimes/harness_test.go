@@ -3,7 +3,6 @@ package runtimes
 import (
 	"encoding/json"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -42,32 +41,30 @@ func testImage(tb testing.TB, name string) *Image {
 	return image
 }
 
-// linkTree copies a tree by hard links, so that a test may add files to an image.
-func linkTree(tb testing.TB, from, to string) {
+// inImage runs a command in an image with files of a test over it: $1 is the image, $2 holds the layer "up" and the
+// socket's directory "run", $3 is the user. The mounts are in a namespace of the process's own and end with it.
+const inImage = `mount -t overlay overlay -o "lowerdir=$1,upperdir=$2/up,workdir=$2/work" "$2/root" &&
+mount --bind "$2/run" "$2/root/run/mayfly" && mount --rbind /proc "$2/root/proc" && root=$2/root user=$3 && shift 3 && exec /usr/sbin/chroot --userspec="$user" "$root" "$@"`
+
+// overImage makes a directory with a layer of files over an image, and a command that runs in it.
+func overImage(tb testing.TB, image *Image, user string, files map[string]string, command ...string) (*exec.Cmd, string) {
 	tb.Helper()
-	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		if !d.IsDir() {
-			return os.Link(path, filepath.Join(to, rel))
-		}
-		if err := os.MkdirAll(filepath.Join(to, rel), 0o700); err != nil {
-			return err
-		}
-		return os.Chmod(filepath.Join(to, rel), info.Mode())
-	})
-	if err != nil {
-		tb.Fatal(err)
+	home, err := os.MkdirTemp(imageCache(tb), "t-")
+	must(tb, err)
+	tb.Cleanup(func() { _ = os.RemoveAll(home) })
+	for _, dir := range []string{"up/run/mayfly", "run", "work", "root"} {
+		must(tb, os.MkdirAll(filepath.Join(home, dir), 0o755))
 	}
+	for name, text := range files {
+		path := filepath.Join(home, "up", name)
+		must(tb, os.MkdirAll(filepath.Dir(path), 0o755))
+		must(tb, os.WriteFile(path, []byte(text), 0o644))
+	}
+	cmd := exec.Command("/bin/sh", append([]string{"-c", inImage, "sh", image.RootFS, home, user}, command...)...)
+	cmd.Dir = "/"
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8", "TZ=:UTC", "HOME=/tmp", "LAMBDA_TASK_ROOT=/var/task", "LAMBDA_RUNTIME_DIR=/var/runtime"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	return cmd, home
 }
 
 // process is a bootstrap that runs in its image, as the function's user.
@@ -84,28 +81,20 @@ type process struct {
 // start runs the bootstrap of a runtime with files in /var/task and waits for its Hello.
 func start(tb testing.TB, name string, files map[string]string) *process {
 	tb.Helper()
-	image := testImage(tb, name)
-	home, err := os.MkdirTemp(imageCache(tb), "t-")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = os.RemoveAll(home) })
-	root := filepath.Join(home, "r")
-	linkTree(tb, image.RootFS, root)
+	layer := map[string]string{}
 	for name, text := range files {
-		path := filepath.Join(root, "var/task", name)
-		must(tb, os.MkdirAll(filepath.Dir(path), 0o755))
-		must(tb, os.WriteFile(path, []byte(text), 0o644))
+		layer["var/task/"+name] = text
 	}
-	must(tb, os.MkdirAll(filepath.Join(root, "run/mayfly"), 0o755))
-	p := &process{tb: tb}
-	l, err := net.Listen("unix", filepath.Join(root, "run/mayfly/agent.sock"))
+	image := testImage(tb, name)
+	cmd, home := overImage(tb, image, "1000:1000", layer, image.Command...)
+	p := &process{tb: tb, cmd: cmd}
+	l, err := net.Listen("unix", filepath.Join(home, "run/agent.sock"))
 	must(tb, err)
 	defer l.Close()
-	must(tb, os.Chmod(filepath.Join(root, "run/mayfly/agent.sock"), 0o777))
+	must(tb, os.Chmod(filepath.Join(home, "run/agent.sock"), 0o777))
 	p.log, err = os.OpenFile(filepath.Join(home, "log"), os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
 	must(tb, err)
-	p.run(image.Command, root)
+	p.run()
 	must(tb, l.(*net.UnixListener).SetDeadline(time.Now().Add(time.Minute)))
 	p.conn, err = l.Accept()
 	if err != nil {
@@ -122,13 +111,9 @@ func must(tb testing.TB, err error) {
 	}
 }
 
-func (p *process) run(command []string, root string) {
+func (p *process) run() {
 	p.tb.Helper()
-	p.cmd = exec.Command(command[0], command[1:]...)
-	p.cmd.Dir = "/"
-	p.cmd.Env = []string{"PATH=/usr/bin:/bin", "LANG=C.UTF-8", "TZ=:UTC", "HOME=/tmp", "LAMBDA_TASK_ROOT=/var/task", "LAMBDA_RUNTIME_DIR=/var/runtime"}
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Credential: &syscall.Credential{Uid: 1000, Gid: 1000}}
 	must(p.tb, p.cmd.Start())
 	p.tb.Cleanup(func() {
 		_ = p.cmd.Process.Kill()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -45,4 +46,39 @@ func tryLock(path string) (unlock func(), err error) {
 		return nil, nil
 	}
 	return unlock, err
+}
+
+// ErrGone is returned by Hold for an image that is being removed, or was.
+var ErrGone = errors.New("the image is gone")
+
+// Hold keeps Prune, of any process, from removing the image in a directory until release is called. It never waits.
+func Hold(dir string) (release func(), err error) {
+	return lockDir(dir, unix.LOCK_SH)
+}
+
+// lockDir locks a directory, or fails with ErrGone if it is locked in a way that excludes that, or isn't there.
+func lockDir(dir string, how int) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock image: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	if err == nil {
+		// It may have been removed, and even made anew, since it was opened.
+		var locked, now os.FileInfo
+		if locked, err = f.Stat(); err == nil {
+			now, err = os.Stat(dir)
+		}
+		if err == nil && os.SameFile(locked, now) {
+			return func() { _ = f.Close() }, nil
+		}
+	}
+	_ = f.Close()
+	if err == nil || errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+		return nil, ErrGone
+	}
+	return nil, fmt.Errorf("lock image %s: %w", dir, err)
 }

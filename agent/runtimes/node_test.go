@@ -9,20 +9,32 @@ import (
 	"github.com/mayfly-faas/mayfly/agent/frame"
 )
 
-func node(tb testing.TB, code string) *process {
-	tb.Helper()
-	return start(tb, "nodejs18", map[string]string{"index.js": code}).mustLoad("index.handler")
+// eachNode runs a test in every version of the language.
+func eachNode(t *testing.T, test func(t *testing.T, runtime string)) {
+	t.Helper()
+	for _, runtime := range []string{"nodejs18", "nodejs20"} {
+		t.Run(runtime, func(t *testing.T) { test(t, runtime) })
+	}
 }
 
-func TestNodeHelloExample(t *testing.T) {
+func node(tb testing.TB, runtime, code string) *process {
+	tb.Helper()
+	return start(tb, runtime, map[string]string{"index.js": code}).mustLoad("index.handler")
+}
+
+func TestNodeHelloExample(t *testing.T) { eachNode(t, testNodeHelloExample) }
+
+func testNodeHelloExample(t *testing.T, runtime string) {
 	code, err := os.ReadFile("../../docs/examples/hello-node/index.mjs")
 	must(t, err)
-	p := start(t, "nodejs18", map[string]string{"index.mjs": string(code)}).mustLoad("index.handler")
+	p := start(t, runtime, map[string]string{"index.mjs": string(code)}).mustLoad("index.handler")
 	wantEqual(t, p.result(`{}`), `{"statusCode":200,"body":"\"Hello World!\""}`)
 }
 
-func TestNodeContextAndEnvironment(t *testing.T) {
-	p := start(t, "nodejs18", map[string]string{"lib/app.js": `
+func TestNodeContextAndEnvironment(t *testing.T) { eachNode(t, testNodeContextAndEnvironment) }
+
+func testNodeContextAndEnvironment(t *testing.T, runtime string) {
+	p := start(t, runtime, map[string]string{"lib/app.js": `
 const color = process.env.COLOR;
 exports.api = { get: async (event, context) => {
   const left = context.getRemainingTimeInMillis();
@@ -43,7 +55,9 @@ exports.api = { get: async (event, context) => {
 		`"128","r-7","/aws/lambda/fn","2026/01/02/[$LATEST]abc",true,{"a":1},"id",{"ü":"日本"}]`)
 }
 
-func TestNodeModuleForms(t *testing.T) {
+func TestNodeModuleForms(t *testing.T) { eachNode(t, testNodeModuleForms) }
+
+func testNodeModuleForms(t *testing.T, runtime string) {
 	answer := "handler = async () => 'here'"
 	cases := []struct {
 		name  string
@@ -55,15 +69,22 @@ func TestNodeModuleForms(t *testing.T) {
 		{"default export", map[string]string{"index.mjs": "const " + answer + "; export default { handler }"}},
 		{"type module", map[string]string{"package.json": `{"type":"module"}`, "index.js": "export const " + answer}},
 		{"module in node_modules", map[string]string{"index.js": "exports.handler = require('dep')", "node_modules/dep/index.js": "module.exports = async () => 'here'"}},
+		{"module in vendor", map[string]string{"index.js": "exports.handler = require('dep')", "vendor/dep/index.js": "module.exports = async () => 'here'"}},
+		{"module in vendor/node_modules", map[string]string{"index.js": "exports.handler = require('dep')", "vendor/node_modules/dep.js": "module.exports = async () => 'here'"}},
+		{"ES module in node_modules", map[string]string{
+			"index.mjs": "export { handler } from 'dep';", "node_modules/dep/package.json": `{"type":"module","exports":"./main.js"}`, "node_modules/dep/main.js": "export const " + answer,
+		}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			wantEqual(t, start(t, "nodejs18", c.files).mustLoad("index.handler").result("1"), `"here"`)
+			wantEqual(t, start(t, runtime, c.files).mustLoad("index.handler").result("1"), `"here"`)
 		})
 	}
 }
 
-func TestNodeInitErrors(t *testing.T) {
+func TestNodeInitErrors(t *testing.T) { eachNode(t, testNodeInitErrors) }
+
+func testNodeInitErrors(t *testing.T, runtime string) {
 	cases := []struct {
 		name, handler, file, code string
 		kind, message             string
@@ -80,7 +101,7 @@ func TestNodeInitErrors(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			p := start(t, "nodejs18", map[string]string{c.file: c.code})
+			p := start(t, runtime, map[string]string{c.file: c.code})
 			typ, body := p.load(c.handler, nil)
 			e := decodeError(t, typ, frame.TypeInitError, body)
 			wantEqual(t, e.Type, c.kind)
@@ -91,8 +112,10 @@ func TestNodeInitErrors(t *testing.T) {
 	}
 }
 
-func TestNodeHandlerErrors(t *testing.T) {
-	p := node(t, `
+func TestNodeHandlerErrors(t *testing.T) { eachNode(t, testNodeHandlerErrors) }
+
+func testNodeHandlerErrors(t *testing.T, runtime string) {
+	p := node(t, runtime, `
 class CustomError extends Error { constructor(m) { super(m); this.name = 'CustomError'; this.code = 'E7'; } }
 exports.handler = async (event) => {
   console.log('before');
@@ -123,8 +146,10 @@ exports.handler = async (event) => {
 	wantEqual(t, p.result("1"), `"ok"`)
 }
 
-func TestNodeCallbacks(t *testing.T) {
-	p := node(t, `
+func TestNodeCallbacks(t *testing.T) { eachNode(t, testNodeCallbacks) }
+
+func testNodeCallbacks(t *testing.T, runtime string) {
+	p := node(t, runtime, `
 let late = '';
 exports.handler = (event, context, callback) => {
   if (event === 'wait') { setTimeout(() => { late = 'done'; }, 50); callback(null, 'waited'); return; }
@@ -148,14 +173,18 @@ exports.handler = (event, context, callback) => {
 	wantEqual(t, p.result(`"now"`), `"now"`)
 }
 
-func TestNodePromiseThatNeverSettles(t *testing.T) {
-	p := node(t, `exports.handler = (event) => new Promise(() => {});`)
+func TestNodePromiseThatNeverSettles(t *testing.T) { eachNode(t, testNodePromiseThatNeverSettles) }
+
+func testNodePromiseThatNeverSettles(t *testing.T, runtime string) {
+	p := node(t, runtime, `exports.handler = (event) => new Promise(() => {});`)
 	wantEqual(t, p.result("1"), "null")
 	wantEqual(t, p.result("1"), "null")
 }
 
-func TestNodeStreams(t *testing.T) {
-	p := node(t, `
+func TestNodeStreams(t *testing.T) { eachNode(t, testNodeStreams) }
+
+func testNodeStreams(t *testing.T, runtime string) {
+	p := node(t, runtime, `
 const { pipeline } = require('stream/promises');
 exports.handler = awslambda.streamifyResponse(async (event, stream, context) => {
   if (event === 'early') throw new Error('early');
@@ -193,7 +222,9 @@ exports.handler = awslambda.streamifyResponse(async (event, stream, context) => 
 	wantEqual(t, data, "one,req-1")
 }
 
-func TestNodeUncaught(t *testing.T) {
+func TestNodeUncaught(t *testing.T) { eachNode(t, testNodeUncaught) }
+
+func testNodeUncaught(t *testing.T, runtime string) {
 	cases := []struct {
 		code, kind, message, title string
 		status                     int
@@ -203,7 +234,7 @@ func TestNodeUncaught(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.kind, func(t *testing.T) {
-			p := node(t, `exports.handler = async () => { `+c.code+` await new Promise((r) => setTimeout(r, 60000)); };`)
+			p := node(t, runtime, `exports.handler = async () => { `+c.code+` await new Promise((r) => setTimeout(r, 60000)); };`)
 			e := p.failure("1")
 			wantEqual(t, e.Type, c.kind)
 			wantContains(t, e.Message, c.message)
@@ -213,21 +244,25 @@ func TestNodeUncaught(t *testing.T) {
 	}
 }
 
-func TestNodeExitAndShutdown(t *testing.T) {
-	p := node(t, `exports.handler = async () => { process.stdout.write('bye'); process.exit(5); };`)
+func TestNodeExitAndShutdown(t *testing.T) { eachNode(t, testNodeExitAndShutdown) }
+
+func testNodeExitAndShutdown(t *testing.T, runtime string) {
+	p := node(t, runtime, `exports.handler = async () => { process.stdout.write('bye'); process.exit(5); };`)
 	p.sendInvoke(frame.Invoke{}, "1")
 	wantEqual(t, p.wait(), 5)
 	wantEqual(t, p.newLog(), "bye")
 
-	p = node(t, `exports.handler = async () => {}; setInterval(() => {}, 1000);`)
+	p = node(t, runtime, `exports.handler = async () => {}; setInterval(() => {}, 1000);`)
 	body, err := json.Marshal(frame.Shutdown{Reason: "spindown"})
 	must(t, err)
 	p.send(frame.Append(nil, frame.TypeShutdown, body))
 	wantEqual(t, p.wait(), 0)
 }
 
-func TestNodeLogLevels(t *testing.T) {
-	p := node(t, `exports.handler = async () => {
+func TestNodeLogLevels(t *testing.T) { eachNode(t, testNodeLogLevels) }
+
+func testNodeLogLevels(t *testing.T, runtime string) {
+	p := node(t, runtime, `exports.handler = async () => {
   console.log({ a: [1] }); console.info('i %d', 1); console.warn('w'); console.error('e'); console.debug('d'); console.log('x'.repeat(200000));
 };`)
 	p.result("1")
@@ -235,8 +270,10 @@ func TestNodeLogLevels(t *testing.T) {
 	wantContains(t, log, "\tINFO\t{ a: [ 1 ] }\n", "\tINFO\ti 1\n", "\tWARN\tw\n", "\tERROR\te\n", "\tDEBUG\td\n", "\tINFO\t"+strings.Repeat("x", 200000)+"\n")
 }
 
-func TestNodeFramesInPieces(t *testing.T) {
-	p := node(t, "exports.handler = async (e) => e;")
+func TestNodeFramesInPieces(t *testing.T) { eachNode(t, testNodeFramesInPieces) }
+
+func testNodeFramesInPieces(t *testing.T, runtime string) {
+	p := node(t, runtime, "exports.handler = async (e) => e;")
 	event := []byte(`{"n":1}`)
 	meta := []byte(`{"request_id":"r","deadline_ms":0,"arn":"a"}`)
 	for _, b := range append(frame.AppendInvoke(nil, meta, len(event)), event...) {
@@ -247,4 +284,52 @@ func TestNodeFramesInPieces(t *testing.T) {
 	wantEqual(t, string(body), `{"n":1}`)
 	big := `"` + strings.Repeat("é", 3_000_000) + `"`
 	wantEqual(t, p.result(big) == big, true)
+}
+
+func TestNodeGenerators(t *testing.T) { eachNode(t, testNodeGenerators) }
+
+func testNodeGenerators(t *testing.T, runtime string) {
+	p := start(t, runtime, map[string]string{"index.mjs": `
+const sleep = (ms) => new Promise((r) => setTimeout(r, ms));
+export async function* handler(event, context) {
+  if (event === 'early') throw new Error('early');
+  if (event === 'empty') return;
+  if (event === 'http') yield { statusCode: 201, headers: { a: 'b' } };
+  yield 'ä,';
+  await sleep(5);
+  if (event === 'late') throw new RangeError('late');
+  if (event === 'bad') yield 5;
+  if (event === 'big') for (let i = 0; i < 3; i++) yield Buffer.alloc(3 << 20, 'x');
+  yield new Uint8Array([98]);
+  console.log('end');
+}
+`})
+	p.mustLoad("index.handler")
+	p.sendInvoke(frame.Invoke{Stream: true}, "1")
+	begin, data, end := p.stream()
+	wantEqual(t, begin.ContentType+"|"+data+"|"+string(end), "|ä,b|")
+	wantContains(t, p.newLog(), "\tINFO\tend\n")
+	p.sendInvoke(frame.Invoke{}, `"http"`)
+	begin, data, _ = p.stream()
+	wantEqual(t, begin.ContentType, "application/vnd.awslambda.http-integration-response")
+	wantEqual(t, data, `{"statusCode":201,"headers":{"a":"b"}}`+strings.Repeat("\x00", 8)+"ä,b")
+	p.sendInvoke(frame.Invoke{}, `"big"`)
+	_, data, _ = p.stream()
+	wantEqual(t, data == "ä,"+strings.Repeat("x", 9<<20)+"b", true)
+	p.sendInvoke(frame.Invoke{}, `"empty"`)
+	_, data, end = p.stream()
+	wantEqual(t, data+string(end), "")
+	wantEqual(t, p.failure(`"early"`).Message, "early")
+	for event, kind := range map[string]string{`"late"`: "RangeError", `"bad"`: "Runtime.MarshalError"} {
+		p.sendInvoke(frame.Invoke{}, event)
+		_, data, end = p.stream()
+		wantEqual(t, data, "ä,")
+		wantEqual(t, decodeError(t, frame.TypeStreamEnd, frame.TypeStreamEnd, end).Type, kind)
+	}
+	for _, handler := range []string{"index.sync", "index.wrapped"} {
+		p := start(t, runtime, map[string]string{"index.js": "exports.sync = function* () { yield 'a'; yield 'b'; }; exports.wrapped = async () => exports.sync();"}).mustLoad(handler)
+		p.sendInvoke(frame.Invoke{}, "1")
+		_, data, _ = p.stream()
+		wantEqual(t, data, "ab")
+	}
 }

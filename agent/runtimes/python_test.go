@@ -9,21 +9,33 @@ import (
 	"github.com/mayfly-faas/mayfly/agent/frame"
 )
 
-func python(tb testing.TB, code string) *process {
-	tb.Helper()
-	return start(tb, "python3.11", map[string]string{"app.py": code}).mustLoad("app.handler")
+// eachPython runs a test in every version of the language.
+func eachPython(t *testing.T, test func(t *testing.T, runtime string)) {
+	t.Helper()
+	for _, runtime := range []string{"python3.11", "python3.13"} {
+		t.Run(runtime, func(t *testing.T) { test(t, runtime) })
+	}
 }
 
-func TestPythonHelloExample(t *testing.T) {
+func python(tb testing.TB, runtime, code string) *process {
+	tb.Helper()
+	return start(tb, runtime, map[string]string{"app.py": code}).mustLoad("app.handler")
+}
+
+func TestPythonHelloExample(t *testing.T) { eachPython(t, testPythonHelloExample) }
+
+func testPythonHelloExample(t *testing.T, runtime string) {
 	code, err := os.ReadFile("../../docs/examples/hello-python/hello_world.py")
 	must(t, err)
-	p := start(t, "python3.11", map[string]string{"hello_world.py": string(code)}).mustLoad("hello_world.hello_world")
+	p := start(t, runtime, map[string]string{"hello_world.py": string(code)}).mustLoad("hello_world.hello_world")
 	wantEqual(t, p.result(`{}`), `{"statusCode": 200, "body": "\"Hello World!\""}`)
 	wantEqual(t, p.newLog(), "")
 }
 
-func TestPythonContextAndEnvironment(t *testing.T) {
-	p := start(t, "python3.11", map[string]string{"pkg/app.py": `
+func TestPythonContextAndEnvironment(t *testing.T) { eachPython(t, testPythonContextAndEnvironment) }
+
+func testPythonContextAndEnvironment(t *testing.T, runtime string) {
+	p := start(t, runtime, map[string]string{"pkg/app.py": `
 import os, time, sys
 LOADED = os.environ["COLOR"]
 def handler(event, context):
@@ -48,7 +60,9 @@ def handler(event, context):
 	wantEqual(t, string(body), want)
 }
 
-func TestPythonInitErrors(t *testing.T) {
+func TestPythonInitErrors(t *testing.T) { eachPython(t, testPythonInitErrors) }
+
+func testPythonInitErrors(t *testing.T, runtime string) {
 	cases := []struct {
 		name, handler, code string
 		kind, message       string
@@ -63,7 +77,7 @@ func TestPythonInitErrors(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			p := start(t, "python3.11", map[string]string{"app.py": c.code})
+			p := start(t, runtime, map[string]string{"app.py": c.code})
 			typ, body := p.load(c.handler, nil)
 			e := decodeError(t, typ, frame.TypeInitError, body)
 			wantEqual(t, e.Type, c.kind)
@@ -79,8 +93,10 @@ func TestPythonInitErrors(t *testing.T) {
 	}
 }
 
-func TestPythonHandlerErrors(t *testing.T) {
-	p := python(t, `
+func TestPythonHandlerErrors(t *testing.T) { eachPython(t, testPythonHandlerErrors) }
+
+func testPythonHandlerErrors(t *testing.T, runtime string) {
+	p := python(t, runtime, `
 import sys
 class CustomException(Exception): pass
 class Quiet(Exception):
@@ -122,8 +138,10 @@ def handler(event, context):
 	wantEqual(t, p.result(`1`), `"ok"`) // and it still works
 }
 
-func TestPythonValues(t *testing.T) {
-	p := python(t, `
+func TestPythonValues(t *testing.T) { eachPython(t, testPythonValues) }
+
+func testPythonValues(t *testing.T, runtime string) {
+	p := python(t, runtime, `
 import decimal
 def handler(event, context):
     if event == "decimal": return decimal.Decimal("1.5")
@@ -137,8 +155,10 @@ def handler(event, context):
 	wantEqual(t, p.result(big) == big, true)
 }
 
-func TestPythonLogging(t *testing.T) {
-	p := python(t, `
+func TestPythonLogging(t *testing.T) { eachPython(t, testPythonLogging) }
+
+func testPythonLogging(t *testing.T, runtime string) {
+	p := python(t, runtime, `
 import logging
 log = logging.getLogger()
 log.setLevel("INFO")
@@ -159,10 +179,12 @@ def handler(event, context):
 	wantContains(t, log, "one\ntwo[INFO]\t", "Z\treq-1\thello there\n", "[ERROR]\t", "Z\treq-1\tcaught\nTraceback (most recent call last):\n", "ZeroDivisionError", "err")
 }
 
-func TestPythonExit(t *testing.T) {
+func TestPythonExit(t *testing.T) { eachPython(t, testPythonExit) }
+
+func testPythonExit(t *testing.T, runtime string) {
 	for code, want := range map[string]int{"sys.exit(3)": 3, "sys.exit()": 0, `sys.exit("bye")`: 1, "os._exit(7)": 7, "exit(4)": 4} {
 		t.Run(code, func(t *testing.T) {
-			p := python(t, `
+			p := python(t, runtime, `
 import os, sys, threading, time, atexit
 def handler(event, context):
     threading.Thread(target=time.sleep, args=(600,)).start()
@@ -180,10 +202,13 @@ def handler(event, context):
 	}
 }
 
-func TestPythonStream(t *testing.T) {
-	p := python(t, `
+func TestPythonStream(t *testing.T) { eachPython(t, testPythonStream) }
+
+func testPythonStream(t *testing.T, runtime string) {
+	p := python(t, runtime, `
 def handler(event, context):
     if event == "early": raise_first()
+    if event == "http": yield {"statusCode": 201, "cookies": ["a=b"]}
     print("start")
     yield "ä"
     if event == "late": raise ValueError("midway")
@@ -207,10 +232,18 @@ def handler(event, context):
 	_, _, end = p.stream()
 	wantEqual(t, decodeError(t, frame.TypeStreamEnd, frame.TypeStreamEnd, end).Type, "Runtime.MarshalError")
 	wantEqual(t, p.failure(`"early"`).Type, "NameError")
+	p.sendInvoke(frame.Invoke{}, `"http"`)
+	begin, data, _ := p.stream()
+	wantEqual(t, begin.ContentType, "application/vnd.awslambda.http-integration-response")
+	wantContains(t, data, `{"statusCode": 201, "cookies": ["a=b"]}`+strings.Repeat("\x00", 8)+"äbytes")
 }
 
 func TestPythonForkedChildDoesNotAnswer(t *testing.T) {
-	p := python(t, `
+	eachPython(t, testPythonForkedChildDoesNotAnswer)
+}
+
+func testPythonForkedChildDoesNotAnswer(t *testing.T, runtime string) {
+	p := python(t, runtime, `
 import os
 def handler(event, context):
     pid = os.fork()
@@ -223,8 +256,10 @@ def handler(event, context):
 	}
 }
 
-func TestPythonModules(t *testing.T) {
-	p := python(t, `
+func TestPythonModules(t *testing.T) { eachPython(t, testPythonModules) }
+
+func testPythonModules(t *testing.T, runtime string) {
+	p := python(t, runtime, `
 def handler(event, context):
     import json, sqlite3, ssl, ctypes, zoneinfo, boto3, urllib.request, asyncio, zlib, lzma, bz2
     con = sqlite3.connect(":memory:")
@@ -242,12 +277,18 @@ def handler(event, context):
 }
 
 func TestPythonModuleNamedLikeAPreloadedOne(t *testing.T) {
-	p := start(t, "python3.11", map[string]string{"uuid.py": "def handler(event, context): return 'mine'\n"}).mustLoad("uuid.handler")
+	eachPython(t, testPythonModuleNamedLikeAPreloadedOne)
+}
+
+func testPythonModuleNamedLikeAPreloadedOne(t *testing.T, runtime string) {
+	p := start(t, runtime, map[string]string{"uuid.py": "def handler(event, context): return 'mine'\n"}).mustLoad("uuid.handler")
 	wantEqual(t, p.result("1"), `"mine"`)
 }
 
-func TestPythonShutdown(t *testing.T) {
-	p := python(t, "import atexit\natexit.register(print, 'bye')\ndef handler(e, c): pass\n")
+func TestPythonShutdown(t *testing.T) { eachPython(t, testPythonShutdown) }
+
+func testPythonShutdown(t *testing.T, runtime string) {
+	p := python(t, runtime, "import atexit\natexit.register(print, 'bye')\ndef handler(e, c): pass\n")
 	body, err := json.Marshal(frame.Shutdown{Reason: "spindown"})
 	must(t, err)
 	p.send(frame.Append(nil, frame.TypeShutdown, body))
@@ -255,8 +296,10 @@ func TestPythonShutdown(t *testing.T) {
 	wantEqual(t, p.newLog(), "bye\n")
 }
 
-func TestPythonFramesInPieces(t *testing.T) {
-	p := python(t, "def handler(e, c): return e\n")
+func TestPythonFramesInPieces(t *testing.T) { eachPython(t, testPythonFramesInPieces) }
+
+func testPythonFramesInPieces(t *testing.T, runtime string) {
+	p := python(t, runtime, "def handler(e, c): return e\n")
 	event := []byte(`{"n": 1}`)
 	meta := []byte(`{"request_id":"r","deadline_ms":0,"arn":"a"}`)
 	call := append(frame.AppendInvoke(nil, meta, len(event)), event...)
@@ -270,4 +313,15 @@ func TestPythonFramesInPieces(t *testing.T) {
 	p.receive()
 	typ, _ = p.receive()
 	wantEqual(t, typ, frame.TypeResult)
+}
+
+func TestPythonVendoredModules(t *testing.T) { eachPython(t, testPythonVendoredModules) }
+
+func testPythonVendoredModules(t *testing.T, runtime string) {
+	p := start(t, runtime, map[string]string{
+		"app.py":    "import beside, one, two, both, boto3\ndef handler(e, c): return [beside.X, one.X, two.X, both.X, boto3.X]\n",
+		"beside.py": "X = 'beside'\n", "python/one.py": "X = 'python'\n", "vendor/two/__init__.py": "X = 'vendor'\n",
+		"python/both.py": "X = 'python'\n", "vendor/both.py": "X = 'vendor'\n", "vendor/boto3.py": "X = 'own boto3'\n",
+	}).mustLoad("app.handler")
+	wantEqual(t, p.result("1"), `["beside", "python", "vendor", "python", "own boto3"]`)
 }

@@ -22,11 +22,11 @@ type archive struct {
 }
 
 // findArchive chooses the archive: the mirror that was asked for, the host's, or deb.debian.org.
-func findArchive(mirror, etcApt string) archive {
+func findArchive(mirror, etcApt, suite string) archive {
 	if mirror != "" {
 		return archiveAt(mirror)
 	}
-	if a := hostArchive(etcApt); a.Main != "" {
+	if a := hostArchive(etcApt, suite); a.Main != "" {
 		return a
 	}
 	return archiveAt(debianURL)
@@ -47,9 +47,11 @@ func archiveAt(mirror string) archive {
 	return a
 }
 
-// hostArchive reads the host's sources of apt for ones of our suite. Main is empty if there are none.
-func hostArchive(etcApt string) archive {
+// hostArchive reads the host's sources of apt for ones of a suite, else for a mirror that has other releases of
+// Debian: it has this one too. Main is empty if there is neither.
+func hostArchive(etcApt, suite string) archive {
 	var a archive
+	var other string
 	for _, s := range hostSources(etcApt) {
 		u, err := url.Parse(s.uri)
 		if err != nil || (u.Scheme != "http" && u.Scheme != "https") || !slices.Contains(s.components, "main") {
@@ -62,11 +64,22 @@ func hostArchive(etcApt string) archive {
 		if a.Security == "" && slices.Contains(s.suites, suite+"-security") {
 			a.Security = uri
 		}
+		if other == "" && strings.HasSuffix(uri, "/debian") && slices.ContainsFunc(s.suites, isRelease) {
+			other = uri
+		}
+	}
+	if a.Main == "" {
+		a.Main = other
 	}
 	if a.Main != "" && a.Security == "" {
 		a.Security = archiveAt(a.Main).Security
 	}
 	return a
+}
+
+// isRelease tells of the releases that have been on mirrors together with those of the images.
+func isRelease(suite string) bool {
+	return slices.Contains([]string{"bullseye", bookworm, trixie, "forky", "sid", "oldstable", "stable", "testing", "unstable"}, suite)
 }
 
 // source is an entry of sources.list.

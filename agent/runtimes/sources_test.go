@@ -26,7 +26,8 @@ func TestFindArchive(t *testing.T) {
 		{"one line", "", map[string]string{"sources.list": oneLine}, archive{"https://list.example/debian", "https://list.example/debian-security"}},
 		{"disabled", "", map[string]string{"sources.list.d/d.sources": "Enabled: no\n" + deb822[10:]}, official},
 		{"Ubuntu", "", map[string]string{"sources.list": "deb http://archive.ubuntu.example/ubuntu jammy main\n"}, official},
-		{"a later Debian", "", map[string]string{"sources.list": "deb http://m.example/debian trixie main\n"}, official},
+		{"a later Debian", "", map[string]string{"sources.list": "deb http://m.example/debian trixie main\n"}, archive{"http://m.example/debian", "http://m.example/debian-security"}},
+		{"a later suite at a mirror of its own", "", map[string]string{"sources.list": "deb http://m.example/trixie trixie main\n"}, official},
 		{"a file", "", map[string]string{"sources.list": "deb file:/srv/debian bookworm main\n"}, official},
 	}
 	for _, c := range cases {
@@ -36,7 +37,7 @@ func TestFindArchive(t *testing.T) {
 			for name, text := range c.files {
 				must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 			}
-			wantEqual(t, findArchive(c.mirror, dir), c.want)
+			wantEqual(t, findArchive(c.mirror, dir, bookworm), c.want)
 		})
 	}
 }

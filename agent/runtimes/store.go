@@ -12,6 +12,7 @@ import (
 
 	"github.com/mayfly-faas/mayfly/proto/fault"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 )
 
@@ -147,14 +148,14 @@ func switchLink(link, target string) error {
 	return syncFS(filepath.Dir(link))
 }
 
-// Prune removes images that are neither current nor inUse (digests), what interrupted builds left, and downloads
+// Prune removes images that are neither current nor held (see Hold), what interrupted builds left, and downloads
 // that no build asked for in 30 days. It returns how many images it removed. Runtimes that are being built are
 // left alone.
-func (im *Images) Prune(inUse func(digest string) bool) (int, error) {
+func (im *Images) Prune() (int, error) {
 	removed := 0
 	var errs []error
 	for _, r := range recipes() {
-		n, err := im.pruneRuntime(r, inUse)
+		n, err := im.pruneRuntime(r)
 		removed += n
 		errs = append(errs, err)
 	}
@@ -162,7 +163,7 @@ func (im *Images) Prune(inUse func(digest string) bool) (int, error) {
 	return removed, errors.Join(errs...)
 }
 
-func (im *Images) pruneRuntime(r recipe, inUse func(string) bool) (int, error) {
+func (im *Images) pruneRuntime(r recipe) (int, error) {
 	if _, err := os.Stat(im.path(r.Name)); err != nil {
 		return 0, nil // never built
 	}
@@ -181,17 +182,31 @@ func (im *Images) pruneRuntime(r recipe, inUse func(string) bool) (int, error) {
 	}
 	removed := 0
 	for _, e := range entries {
-		if !e.IsDir() || e.Name() == current || (!strings.HasPrefix(e.Name(), buildPrefix) && inUse(digestPrefix+e.Name())) {
+		if !e.IsDir() || e.Name() == current {
 			continue
 		}
-		if err := os.RemoveAll(im.path(r.Name, e.Name())); err != nil {
+		gone, err := removeImage(im.path(r.Name, e.Name()))
+		if err != nil {
 			return removed, fmt.Errorf("prune %s: %w", r.Name, err)
 		}
-		if !strings.HasPrefix(e.Name(), buildPrefix) {
+		if gone && !strings.HasPrefix(e.Name(), buildPrefix) {
 			removed++
 		}
 	}
 	return removed, nil
+}
+
+// removeImage removes a directory unless it is held.
+func removeImage(dir string) (bool, error) {
+	unlock, err := lockDir(dir, unix.LOCK_EX)
+	if errors.Is(err, ErrGone) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	return true, os.RemoveAll(dir)
 }
 
 // pruneCache removes old downloads, and Debian parts of recipes that are gone.

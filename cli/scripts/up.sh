@@ -16,7 +16,8 @@ if running; then addresses=""; else addresses="$API_ADDRESS,$RAFT_ADDRESS,$HTTP_
 bin/mayfly doctor --install --state-dir "$STATE_DIR" --address "$addresses" >"$BUILD_LOG" || { cat "$BUILD_LOG" >&2; exit 1; }
 
 step "Building runtime images (cached after the first time)"
-bin/mayfly runtime build --all --state-dir "$STATE_DIR"
+# The others are built when a function needs them.
+bin/mayfly runtime build python3.11 nodejs18 provided --state-dir "$STATE_DIR"
 
 if running; then
 	step "Mayfly is running already (process $(cat "$RUN_DIR/mayfly.pid"))"

@@ -13,12 +13,17 @@ import (
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
 
-// Runtimes that functions may name.
+// Runtimes whose handlers have a form of their own.
 const (
-	runtimePython   = "python3.11"
-	runtimeNode     = "nodejs18"
+	runtimeRuby     = "ruby3.1"
+	runtimeJava     = "java17"
 	runtimeProvided = "provided"
 )
+
+// runtimeNames are the runtimes that functions may name.
+func runtimeNames() []string {
+	return []string{"python3.11", "python3.13", "nodejs18", "nodejs20", runtimeRuby, runtimeJava, runtimeProvided}
+}
 
 // Limits and defaults of a function's configuration, as AWS Lambda documents them.
 const (
@@ -92,20 +97,23 @@ func checkConfiguration(c *mayflyv1.FunctionConfiguration) error {
 }
 
 func checkRuntime(name string) error {
-	switch name {
-	case runtimePython, runtimeNode, runtimeProvided:
-		return nil
+	if names := runtimeNames(); !slices.Contains(names, name) {
+		return fault.Invalid(mayflyv1.ErrorReason_ERROR_REASON_INVALID_RUNTIME, "runtime %.100q is not one of %s", name, strings.Join(names, ", "))
 	}
-	return fault.Invalid(mayflyv1.ErrorReason_ERROR_REASON_INVALID_RUNTIME, "runtime %.100q is not one of %s, %s and %s", name, runtimePython, runtimeNode, runtimeProvided)
+	return nil
 }
 
-// checkHandler wants "module.function" for the language runtimes, where the module may be in folders; anything short without spaces for provided.
+// checkHandler wants "module.function" for Python, Node.js and Ruby, where the module may be in folders; "package.Class::method" or
+// "package.Class" for Java; anything short without spaces for provided.
 func checkHandler(runtime, handler string) error {
 	if len(handler) > maxHandler || handler == "" || strings.ContainsFunc(handler, isSpaceOrControl) {
 		return invalidHandler("handler %.200q is not 1 to %d characters without spaces", handler, maxHandler)
 	}
-	if runtime == runtimeProvided {
+	switch runtime {
+	case runtimeProvided:
 		return nil
+	case runtimeJava:
+		return checkJavaHandler(handler)
 	}
 	dot := strings.LastIndexByte(handler, '.')
 	if dot < 1 || dot == len(handler)-1 || handler[0] == '/' || handler[dot-1] == '/' || strings.Contains(handler[dot:], "/") {
@@ -113,6 +121,14 @@ func checkHandler(runtime, handler string) error {
 	}
 	if slices.Contains(strings.Split(handler[:dot], "/"), "..") || strings.Contains(handler, "\\") {
 		return invalidHandler("handler %q leads out of the deployment package", handler)
+	}
+	return nil
+}
+
+func checkJavaHandler(handler string) error {
+	class, method, named := strings.Cut(handler, "::")
+	if class == "" || named && method == "" || strings.ContainsAny(class, "/\\:") || strings.ContainsAny(method, "/\\:.") {
+		return invalidHandler("handler %q is neither \"package.Class::method\" nor \"package.Class\", as runtime %s needs it", handler, runtimeJava)
 	}
 	return nil
 }

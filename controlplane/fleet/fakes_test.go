@@ -133,6 +133,7 @@ type fakeWorker struct {
 	created   int
 	destroyed []string
 	prepared  []string
+	requests  []*agentv1.PrepareRequest
 	faults    []string
 
 	// create runs while a sandbox starts, invoke while one runs.
@@ -197,10 +198,11 @@ func (w *fakeWorker) Invoke(_ context.Context, r *agentv1.InvokeRequest, emit fu
 
 func (w *fakeWorker) Prepare(_ context.Context, r *agentv1.PrepareRequest) (*agentv1.PrepareResponse, error) {
 	w.mu.Lock()
-	w.prepared = append(w.prepared, r.GetCodeDigest())
+	w.prepared, w.requests = append(w.prepared, r.GetCodeDigest()), append(w.requests, r)
+	prepare := w.prepare
 	w.mu.Unlock()
-	if w.prepare != nil {
-		return &agentv1.PrepareResponse{}, w.prepare(r)
+	if prepare != nil {
+		return &agentv1.PrepareResponse{}, prepare(r)
 	}
 	return &agentv1.PrepareResponse{}, nil
 }

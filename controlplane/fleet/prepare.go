@@ -31,11 +31,16 @@ const (
 // noRuntime begins the reason of functions that wait for an image: they are prepared when a node has it.
 const noRuntime = "no node has the runtime "
 
+// buildTimeout is for the first function of a runtime: packages are downloaded and an image is made of them.
+const buildTimeout = 20 * time.Minute
+
 // preparer turns functions from Pending to Active or Failed by having an agent fetch and verify their code.
 type preparer struct {
 	fleet *Fleet
 	mu    sync.Mutex
 	jobs  map[scheduler.Function]*preparation
+	// building is the runtimes whose images are built now.
+	building map[string]bool
 }
 
 // preparation is the work on one revision of a function.
@@ -47,7 +52,7 @@ type preparation struct {
 }
 
 func newPreparer(f *Fleet) *preparer {
-	return &preparer{fleet: f, jobs: map[scheduler.Function]*preparation{}}
+	return &preparer{fleet: f, jobs: map[scheduler.Function]*preparation{}, building: map[string]bool{}}
 }
 
 func (p *preparer) run(ctx context.Context) error {
@@ -155,44 +160,68 @@ func (p *preparer) forget(seen map[scheduler.Function]bool) {
 }
 
 func (p *preparer) prepare(ctx context.Context, fn *mayflyv1.Function, job *preparation) {
-	state, reason := p.attempt(ctx, fn, job)
+	r := p.attempt(ctx, fn, job)
+	pending := r.state == mayflyv1.FunctionState_FUNCTION_STATE_PENDING
+	err := p.record(ctx, fn, r)
 	wait := min(prepareBackoff<<min(job.errors, 10), prepareMaxBack)
-	if state == mayflyv1.FunctionState_FUNCTION_STATE_PENDING {
-		p.finish(job, wait, true)
-		return
+	if r.waits {
+		wait = prepareBackoff
+	}
+	p.finish(job, wait, err != nil || pending && !r.waits)
+}
+
+// result is what became of an attempt: a function that is still Pending is tried again.
+type result struct {
+	state  mayflyv1.FunctionState
+	reason string
+	// waits tells that nothing failed: it is somebody else's turn.
+	waits bool
+}
+
+func stillPending(reason string) result {
+	return result{state: mayflyv1.FunctionState_FUNCTION_STATE_PENDING, reason: reason}
+}
+
+// record proposes a state, unless the function has it, or is Pending without anything new to say.
+func (p *preparer) record(ctx context.Context, fn *mayflyv1.Function, r result) error {
+	if r.state == fn.GetState() && (r.reason == fn.GetStateReason() || r.reason == "") {
+		return nil
 	}
 	_, err := p.fleet.cfg.Propose(ctx, &statev1.Command{Operation: &statev1.Command_SetFunctionState{SetFunctionState: &statev1.SetFunctionState{
-		Namespace: fn.GetNamespace(), Name: fn.GetName(), CodeRevision: fn.GetCodeRevision(), State: state, StateReason: reason,
+		Namespace: fn.GetNamespace(), Name: fn.GetName(), CodeRevision: fn.GetCodeRevision(), State: r.state, StateReason: r.reason,
 	}}})
 	if err != nil && ctx.Err() == nil {
 		p.fleet.log.Warn("the state of a function was not recorded", "namespace", fn.GetNamespace(), "function", fn.GetName(), "error", err)
 	}
-	p.finish(job, wait, err != nil)
+	return err
 }
 
-// attempt answers Pending if it must be tried again.
-func (p *preparer) attempt(ctx context.Context, fn *mayflyv1.Function, job *preparation) (mayflyv1.FunctionState, string) {
+func (p *preparer) attempt(ctx context.Context, fn *mayflyv1.Function, job *preparation) result {
 	runtime := fn.GetConfiguration().GetRuntime()
+	if !p.fleet.images()[runtime] {
+		return p.build(ctx, fn, job)
+	}
 	worker, up := p.fleet.workerFor(runtime)
-	switch {
-	case !up:
-		return mayflyv1.FunctionState_FUNCTION_STATE_PENDING, ""
-	case worker == nil:
-		return mayflyv1.FunctionState_FUNCTION_STATE_FAILED, noRuntime + runtime + ": run `mayfly runtime build " + runtime + "` on a node with an agent"
+	if !up || worker == nil {
+		return stillPending("")
 	}
 	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
 	defer cancel()
-	_, err := worker.Prepare(ctx, &agentv1.PrepareRequest{
-		Runtime: runtime, CodeDigest: fn.GetCode().GetDigest(), CodeSizeBytes: fn.GetCode().GetSizeBytes(),
-	})
+	_, err := worker.Prepare(ctx, prepareRequest(fn))
 	if err == nil {
-		return mayflyv1.FunctionState_FUNCTION_STATE_ACTIVE, ""
+		return result{state: mayflyv1.FunctionState_FUNCTION_STATE_ACTIVE}
 	}
 	p.fleet.log.Warn("a function was not prepared", "namespace", fn.GetNamespace(), "function", fn.GetName(), "error", err)
 	if transient(fault.From(err).Code) || job.errors < prepareMaxErrors && fault.From(err).Code == codes.Internal {
-		return mayflyv1.FunctionState_FUNCTION_STATE_PENDING, ""
+		return stillPending("")
 	}
-	return mayflyv1.FunctionState_FUNCTION_STATE_FAILED, fault.From(err).Message
+	return result{state: mayflyv1.FunctionState_FUNCTION_STATE_FAILED, reason: fault.From(err).Message}
+}
+
+func prepareRequest(fn *mayflyv1.Function) *agentv1.PrepareRequest {
+	return &agentv1.PrepareRequest{
+		Runtime: fn.GetConfiguration().GetRuntime(), CodeDigest: fn.GetCode().GetDigest(), CodeSizeBytes: fn.GetCode().GetSizeBytes(),
+	}
 }
 
 func transient(c codes.Code) bool {

@@ -2,6 +2,8 @@ package fleet
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -50,20 +52,103 @@ func TestPendingFunctionBecomesActive(t *testing.T) {
 	})
 }
 
+// noImage is what an agent says that cannot build.
+func noImage(*agentv1.PrepareRequest) error {
+	return fault.Conflict(mayflyv1.ErrorReason_ERROR_REASON_UNSPECIFIED, "building needs mmdebstrap")
+}
+
 func TestMissingRuntimeFailsUntilANodeHasIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHome(t, nil)
 		defer h.run()()
-		_, s := h.attach("a", 1000)
+		w, s := h.attach("a", 1000)
+		w.prepare = noImage
 		h.state.put(pendingFunction("f", "nodejs18"))
 		time.Sleep(time.Minute)
 		h.wantState("f", isFailed)
-		if got, want := h.state.function("f").GetStateReason(), "no node has the runtime nodejs18: run `mayfly runtime build nodejs18` on a node with an agent"; got != want {
+		const want = "no node has the runtime nodejs18: building needs mmdebstrap; mend that and run `mayfly runtime build nodejs18` on a node with an agent"
+		if got := h.state.function("f").GetStateReason(); got != want {
 			t.Errorf("reason %q, want %q", got, want)
 		}
+		w.mu.Lock()
+		w.prepare = nil
+		w.mu.Unlock()
 		s.Report(&agentv1.Report{Runtimes: []*mayflyv1.RuntimeImage{{Runtime: "nodejs18"}}})
 		time.Sleep(time.Minute)
 		h.wantState("f", isActive)
+	})
+}
+
+func TestMissingRuntimeIsBuiltOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHome(t, nil)
+		defer h.run()()
+		slow, s := h.attach("a", 1000)
+		other, _ := h.attach("b", 1000)
+		slow.prepare = func(r *agentv1.PrepareRequest) error {
+			if r.GetRuntime() == "ruby3.1" && len(h.Runtimes()) == 1 {
+				time.Sleep(3 * time.Minute)
+				s.Report(&agentv1.Report{Runtimes: []*mayflyv1.RuntimeImage{{Runtime: "ruby3.1"}, {Runtime: "python3.11"}}})
+			}
+			return nil
+		}
+		other.prepare = func(r *agentv1.PrepareRequest) error {
+			if r.GetRuntime() == "ruby3.1" {
+				return noImage(r)
+			}
+			return nil
+		}
+		for i := range 20 {
+			h.state.put(pendingFunction(fmt.Sprint("ruby-", i), "ruby3.1"))
+		}
+		time.Sleep(time.Minute)
+		h.state.put(pendingFunction("python", "python3.11")) // does not wait for them
+		time.Sleep(10 * time.Second)
+		h.wantState("python", isActive)
+		for i := range 20 {
+			name := fmt.Sprint("ruby-", i)
+			h.wantState(name, isPending)
+			const want = "the runtime ruby3.1 is being built on a, b: the first time takes minutes"
+			if got := h.state.function(name).GetStateReason(); got != want {
+				t.Errorf("reason %q, want %q", got, want)
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		for i := range 20 {
+			h.wantState(fmt.Sprint("ruby-", i), isActive)
+		}
+		other.mu.Lock()
+		defer other.mu.Unlock()
+		builds := 0
+		for _, r := range other.requests {
+			if r.GetRuntime() == "ruby3.1" {
+				builds++
+			}
+		}
+		if builds != 1 {
+			t.Errorf("the runtime was asked for %d times on b", builds)
+		}
+	})
+}
+
+func TestFailedBuildIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHome(t, nil)
+		defer h.run()()
+		w, _ := h.attach("a", 1000)
+		w.prepare = func(*agentv1.PrepareRequest) error {
+			return fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_INVALID_RUNTIME, "the mirror is away")
+		}
+		h.state.put(pendingFunction("f", "ruby3.1"))
+		time.Sleep(2 * time.Second)
+		h.wantState("f", isPending)
+		time.Sleep(5 * time.Minute)
+		h.wantState("f", isFailed)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if got := h.state.function("f").GetStateReason(); len(w.requests) != prepareMaxErrors+1 || !strings.Contains(got, "the mirror is away") {
+			t.Errorf("%d tries, reason %q", len(w.requests), got)
+		}
 	})
 }
 

@@ -8,11 +8,12 @@ const fs = require('fs');
 const net = require('net');
 const path = require('path');
 const util = require('util');
-const { Writable } = require('stream');
+const { Writable, promises: { pipeline } } = require('stream');
 const { pathToFileURL } = require('url');
 
 const PROTOCOL = 1;
-const RUNTIME = 'nodejs18';
+const NODE_MAJOR = process.versions.node.split('.')[0];
+const RUNTIME = `nodejs${NODE_MAJOR}`;
 const SOCKET_PATH = '/run/mayfly/agent.sock';
 
 const HELLO = 1, READY = 2, INIT_ERROR = 3, RESULT = 4, ERROR = 5, STREAM_BEGIN = 6, STREAM = 7, STREAM_END = 8;
@@ -231,6 +232,23 @@ function streamifyResponse(handler, options) {
   return handler;
 }
 
+/** Tells of what function* and async function* return. */
+function isGenerator(value) {
+  return value !== null && typeof value === 'object' && typeof value.next === 'function' && typeof value.return === 'function'
+    && (typeof value[Symbol.asyncIterator] === 'function' || typeof value[Symbol.iterator] === 'function');
+}
+
+/** The parts that a generator yields, as bytes. An object that comes first is status code, headers and cookies of an HTTP answer. */
+async function* streamParts(generator, stream) {
+  let first = true;
+  for await (const part of generator) {
+    if (typeof part === 'string' || part instanceof Uint8Array) yield Buffer.from(part);
+    else if (first && part !== null && typeof part === 'object') HttpResponseStream.from(stream, part);
+    else throw new Fault('Runtime.MarshalError', `Unable to marshal response: a stream yields strings or bytes, not ${typeof part}`);
+    first = false;
+  }
+}
+
 // ---- loading ----
 
 /** Splits "dir/file.a.b" in the module's path and the path of the function in it. */
@@ -370,10 +388,23 @@ class Invocation {
       this.runStreaming(handler, event);
       return;
     }
-    const promise = handler(event, this.context(), (err, result) => this.callback(err, result));
-    if (promise && typeof promise.then === 'function') {
-      promise.then((result) => this.succeed(result), (err) => this.fail(err));
+    const result = handler(event, this.context(), (err, value) => this.callback(err, value));
+    if (result && typeof result.then === 'function') {
+      result.then((value) => this.settle(value), (err) => this.fail(err));
+    } else if (isGenerator(result)) {
+      this.settle(result);
     }
+  }
+
+  /** The end of an async handler; what a generator yields is a streamed answer. */
+  settle(result) {
+    if (!isGenerator(result) || this.answered) {
+      this.succeed(result);
+      return;
+    }
+    const stream = new ResponseStream(this.runner.connection);
+    this.stream = stream;
+    pipeline(streamParts(result, stream), stream).then(() => this.answer(STREAM_END), (err) => this.breakOff(err));
   }
 
   runStreaming(handler, event) {
@@ -460,7 +491,7 @@ class Runner {
   async loadFunction(load) {
     this.load = load;
     Object.assign(process.env, load.env);
-    addModulePaths();
+    addModulePaths(load.task_root);
     try {
       process.chdir(load.task_root);
       this.handler = await loadHandler(load.task_root, load.handler);
@@ -515,10 +546,10 @@ class Runner {
   }
 }
 
-/** Layers may bring modules, as in Lambda. */
-function addModulePaths() {
-  const layers = ['/opt/nodejs/node18/node_modules', '/opt/nodejs/node_modules', '/var/runtime/node_modules'];
-  process.env.NODE_PATH = [process.env.NODE_PATH, ...layers].filter(Boolean).join(':');
+/** Where modules are looked for after node_modules: the package's vendor folder, and layers, as in Lambda. */
+function addModulePaths(taskRoot) {
+  const more = [path.join(taskRoot, 'vendor'), path.join(taskRoot, 'vendor/node_modules'), `/opt/nodejs/node${NODE_MAJOR}/node_modules`, '/opt/nodejs/node_modules', '/var/runtime/node_modules'];
+  process.env.NODE_PATH = [process.env.NODE_PATH, ...more].filter(Boolean).join(':');
   require('module').Module._initPaths();
 }
 

@@ -1,7 +1,8 @@
 """Runs a Python function inside a sandbox of Mayfly.
 
 It dials the agent's socket, says Hello, imports the function that Load names, and answers one
-Invoke after the other. The frames are described in agent/frame.
+Invoke after the other. The frames are described in agent/frame. It is one file, if a long one: each more
+would cost start time.
 
 The path of an invocation is kept short: one recv and one sendall for small payloads. Modules that not
 every function needs are imported after Hello, while the sandbox waits to be claimed, or when first used.
@@ -16,7 +17,7 @@ import json
 import select
 
 PROTOCOL = 1
-RUNTIME = "python3.11"
+RUNTIME = "python%d.%d" % sys.version_info[:2]
 SOCKET_PATH = "/run/mayfly/agent.sock"
 SITE_PACKAGES = "/usr/lib/python3/dist-packages"
 
@@ -28,6 +29,7 @@ RECV_SIZE = 32 << 10
 # Lambda's limit for an answer, in bytes; a streamed answer has none.
 MAX_RESULT = 6291556
 MAX_STREAM_PART = 1 << 20
+HTTP_STREAM_TYPE = "application/vnd.awslambda.http-integration-response"
 # A failure with more text than this is cut: it must fit in a frame.
 MAX_ERROR_TEXT = 256 << 10
 
@@ -358,10 +360,11 @@ def found_in(name, directory):
 
 
 def search_path(task_root, environ):
-    """Where modules are looked for: the function, its own PYTHONPATH, layers, then Python's and the image's."""
+    """Where modules are looked for: the function, its own PYTHONPATH and folders, layers, then Python's and the image's."""
     own = [p for p in environ.get("PYTHONPATH", "").split(":") if p and p != task_root]
-    layers = ["/opt/python/lib/python3.11/site-packages", "/opt/python"]
-    return [task_root, *own, *layers, *sys.path, SITE_PACKAGES]
+    folders = [p for p in (f"{task_root}/python", f"{task_root}/vendor") if os.path.isdir(p)]
+    layers = [f"/opt/python/lib/{RUNTIME}/site-packages", "/opt/python"]
+    return [task_root, *own, *folders, *layers, *sys.path, SITE_PACKAGES]
 
 
 class Runner:
@@ -447,9 +450,11 @@ class Runner:
         send, begun = self.connection.send, False
         try:
             for part in parts:
-                part = stream_part(part)
-                if not begun:
-                    send(STREAM_BEGIN, b"{}")
+                if begun:
+                    part = stream_part(part)
+                else:
+                    head, part = stream_start(part)
+                    send(STREAM_BEGIN, head)
                     begun = True
                 for i in range(0, len(part), MAX_STREAM_PART):
                     send(STREAM, part[i : i + MAX_STREAM_PART])
@@ -477,6 +482,13 @@ class Runner:
                 self.load(json.loads(frame[1:]))
             elif kind == SHUTDOWN:
                 return
+
+
+def stream_start(part):
+    """The body of StreamBegin for the first part, and its bytes: a dict is status code, headers and cookies of an HTTP answer."""
+    if isinstance(part, dict):
+        return encode_bytes({"content_type": HTTP_STREAM_TYPE}), encode_result(part) + bytes(8)
+    return b"{}", stream_part(part)
 
 
 def stream_part(part):

@@ -236,7 +236,7 @@ func (InvokeMode) EnumDescriptor() ([]byte, []int) {
 // FunctionConfiguration is what its owner decides of a function.
 type FunctionConfiguration struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "python3.11", "nodejs18" or "provided".
+	// "python3.11", "python3.13", "nodejs18", "nodejs20", "ruby3.1", "java17" or "provided".
 	Runtime string `protobuf:"bytes,1,opt,name=runtime,proto3" json:"runtime,omitempty"`
 	// "module.function" for Python and Node; free for provided.
 	Handler string `protobuf:"bytes,2,opt,name=handler,proto3" json:"handler,omitempty"`

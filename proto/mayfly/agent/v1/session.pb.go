@@ -1863,7 +1863,7 @@ func (x *InvokeResponse) GetStreamed() bool {
 	return false
 }
 
-// PrepareRequest asks to fetch and verify code, so that a first call needn't.
+// PrepareRequest asks to build the runtime's image if the node has none, and to fetch and verify code, so that a first call needn't.
 type PrepareRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Runtime       string                 `protobuf:"bytes,1,opt,name=runtime,proto3" json:"runtime,omitempty"`

@@ -42,7 +42,7 @@ func TestAddressesAreNeverGivenTwice(t *testing.T) {
 			},
 			"release": func(t *rapid.T) {
 				if len(mine) == 0 {
-					t.Skip("none is taken")
+					return
 				}
 				i := rapid.IntRange(0, len(mine)-1).Draw(t, "i")
 				pool.release(mine[i])

@@ -183,6 +183,7 @@ func (s *Server) openRouting() error {
 	}
 	s.router, err = router.New(router.Config{
 		Logger: s.cfg.logger("router"), View: func() router.View { return s.state.View() }, Home: home{s.fleet}, Starts: s.fleet.ScaleOut,
+		Registerer: s.cfg.Registry,
 	})
 	if err != nil {
 		return err

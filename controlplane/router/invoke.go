@@ -59,15 +59,25 @@ func (r *Router) Invoke(ctx context.Context, req *Request, emit func([]byte) err
 		return nil, fault.Invalid(mayflyv1.ErrorReason_ERROR_REASON_PAYLOAD_TOO_LARGE,
 			"the payload has %d bytes, at most %d are allowed", len(req.Payload), MaxPayloadBytes)
 	}
-	key := routeKey{req.Namespace, req.Function, req.Qualifier}
 	call := call{router: r, request: req, emit: emit}
+	start := time.Now()
+	resp, err := call.run(ctx)
+	if call.measured != nil {
+		r.metrics.count(call.measured, resp, err, time.Since(start))
+	}
+	return resp, err
+}
+
+// run tries until the function has run, or there is no use in trying.
+func (c *call) run(ctx context.Context) (*mayflyv1.InvokeResponse, error) {
+	key := routeKey{c.request.Namespace, c.request.Function, c.request.Qualifier}
 	for attempt := 1; ; attempt++ {
-		resp, err := call.attempt(ctx, key)
+		resp, err := c.attempt(ctx, key)
 		if err == nil {
 			return resp, nil
 		}
 		if !retryable(err) || attempt == maxAttempts {
-			return nil, call.final(err)
+			return nil, c.final(err)
 		}
 	}
 }
@@ -83,6 +93,8 @@ type call struct {
 	request *Request
 	emit    func([]byte) error
 	emitErr error
+	// measured is set once the function is known.
+	measured *measured
 }
 
 func (c *call) final(err error) error {
@@ -93,8 +105,12 @@ func (c *call) final(err error) error {
 }
 
 func (c *call) attempt(ctx context.Context, key routeKey) (*mayflyv1.InvokeResponse, error) {
-	t, err := c.router.resolveActive(ctx, key)
+	t, err := c.router.resolve(key)
 	if err != nil {
+		return nil, err
+	}
+	c.measured = t.measured
+	if t, err = c.router.active(ctx, key, t); err != nil {
 		return nil, err
 	}
 	g, err := t.pool.take(ctx)
@@ -110,19 +126,15 @@ func (c *call) attempt(ctx context.Context, key routeKey) (*mayflyv1.InvokeRespo
 		t.pool.put(g.lease)
 		return nil, errOutdated(t)
 	}
-	return c.run(ctx, t, g)
+	return c.use(ctx, t, g)
 }
 
 func errOutdated(t *Target) error {
 	return fault.Unavailable(mayflyv1.ErrorReason_ERROR_REASON_SANDBOX_GONE, "function %q was changed while the invocation waited", t.Spec.GetFunction())
 }
 
-// resolveActive resolves, and waits a while for a function that is Pending. Published versions were prepared before.
-func (r *Router) resolveActive(ctx context.Context, key routeKey) (*Target, error) {
-	t, err := r.resolve(key)
-	if err != nil {
-		return nil, err
-	}
+// active waits a while for a function that is Pending. Published versions were prepared before.
+func (r *Router) active(ctx context.Context, key routeKey, t *Target) (*Target, error) {
 	fn := t.Function
 	if fn.ReservedConcurrency != nil && fn.GetReservedConcurrency() == 0 {
 		return nil, fault.Throttled(mayflyv1.ErrorReason_ERROR_REASON_FUNCTION_CONCURRENCY_EXCEEDED,
@@ -179,8 +191,8 @@ func gone(ctx context.Context) error {
 	return e
 }
 
-// run uses the lease and puts it back.
-func (c *call) run(ctx context.Context, t *Target, g grant) (*mayflyv1.InvokeResponse, error) {
+// use uses the lease and puts it back.
+func (c *call) use(ctx context.Context, t *Target, g grant) (*mayflyv1.InvokeResponse, error) {
 	req := c.toAgent(t, g)
 	resp, err := g.lease.Invoke(ctx, req, c.chunks())
 	if err != nil {

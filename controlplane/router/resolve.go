@@ -38,6 +38,7 @@ type Target struct {
 	// InvokedARN has the qualifier that the caller gave.
 	InvokedARN string
 	pool       *pool
+	measured   *measured
 }
 
 // Version is a number or $LATEST.
@@ -243,7 +244,10 @@ func (b *builder) add(version string, bound float64) error {
 	if b.qualifier != "" {
 		arn += ":" + b.qualifier
 	}
-	b.route.targets = append(b.route.targets, &Target{Function: b.function, Spec: spec, InvokedARN: arn, pool: b.router.poolFor(spec)})
+	b.route.targets = append(b.route.targets, &Target{
+		Function: b.function, Spec: spec, InvokedARN: arn, pool: b.router.poolFor(spec),
+		measured: b.router.metrics.of(functionKey{spec.GetNamespace(), spec.GetFunction()}),
+	})
 	b.route.bounds = append(b.route.bounds, bound)
 	return nil
 }

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	agentv1 "github.com/mayfly-faas/mayfly/proto/mayfly/agent/v1"
 	mayflyv1 "github.com/mayfly-faas/mayfly/proto/mayfly/v1"
 )
@@ -66,6 +68,8 @@ type Config struct {
 	// Starts is how many sandboxes to ask for when so many invocations wait, are covered by starts, or by idle
 	// sandboxes; nil: one for each that nothing covers.
 	Starts func(waiting, starting, idle int) int
+	// Registerer gets the router's metrics; nil: nobody does.
+	Registerer prometheus.Registerer
 	// Rand returns a number in [0, 1) for weighted aliases; nil: math/rand/v2.
 	Rand func() float64
 
@@ -107,9 +111,10 @@ func setDefault(v *time.Duration, d time.Duration) {
 
 // Router is made by New; its methods may be called concurrently.
 type Router struct {
-	cfg    Config
-	log    *slog.Logger
-	routes routes
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	routes  routes
 	// starts are the Acquires under way; they end with ctx, which Run cancels.
 	starts sync.WaitGroup
 	ctx    context.Context
@@ -125,9 +130,13 @@ func New(cfg Config) (*Router, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
+	m, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, err
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	return &Router{
-		cfg: cfg, log: cfg.Logger, ctx: ctx, stop: stop, routes: newRoutes(),
+		cfg: cfg, log: cfg.Logger, metrics: m, ctx: ctx, stop: stop, routes: newRoutes(),
 		pools: map[poolKey]*pool{}, functions: map[functionKey]*function{},
 	}, nil
 }
